@@ -1,0 +1,32 @@
+"""SegViT (decoupled ATM heads of DToP) with ViT-Ti on CamVid, 480x352: 660 tokens."""
+
+from jaxseg.config import ConfigDict, defaults, finish
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = defaults()
+    config.data.name = "folder"
+    config.data.root = "data/camvid"
+    # The published validation images come from a training sequence; 0006R0 is a sequence of its own.
+    config.data.train = "train/!0006R0*+val"
+    config.data.val = "train/0006R0*"
+    config.data.test = "test"
+    config.data.ignore = ("void",)
+    config.data.resize = (480, 360)
+    config.data.crop = (352, 480)
+    config.model.variant = "Ti"
+    config.model.head_width = 192
+    config.model.head_heads = 3
+    config.optim.lr = 2e-4
+    config.optim.lr_multipliers = (("^heads", 5.0),)
+    config.optim.weight_decay = 0.05
+    config.optim.clip_norm = 5.0
+    config.optim.warmup_steps = 100
+    config.train.batch_size = 8
+    config.train.steps = 1_800
+    config.train.log_every = 10
+    config.train.eval_every = 600
+    config.train.checkpoint_every = 100
+    config.eval.mode = "whole"
+    config.eval.resize = (480, 352)
+    return finish(config, arg)

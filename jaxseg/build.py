@@ -1,0 +1,187 @@
+"""From a configuration to the frozen dataclasses that the rest of the library takes.
+
+`ConfigDict` stops here: nothing below this file has seen one.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxseg.data.classes import Source
+from jaxseg.data.transforms import Recipe
+from jaxseg.errors import UserError
+from jaxseg.inference import EvalSpec
+from jaxseg.models.atm import AtmSpec
+from jaxseg.models.heads import ConvSpec
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
+from jaxseg.models.vit import VARIANTS, ViTSpec
+from jaxseg.optim import OptimSpec
+from jaxseg.training import TrainSpec
+
+HEADS = ("atm", "cascade", "conv")
+DATA_SETS = ("folder", "shapes", "ade20k", "pascal_context", "coco_stuff10k")
+
+
+def make_source(config: ConfigDict, which: str) -> Source:
+    """Images and labels of a split: ``train``, ``val`` or ``test`` as the configuration names them,
+    or any split of the data set itself."""
+    data = config.data
+    _one_of("data.name", data.name, DATA_SETS)
+    split = {"train": data.train, "val": data.val, "test": data.test}.get(which, which)
+    if data.name == "shapes":
+        from jaxseg.data.shapes import shapes
+
+        parts = {"train": 0, "val": 1, "test": 2}
+        if split not in parts:
+            raise UserError(f"data split {split!r}: shapes has train, val and test")
+        index = parts[split]
+        return shapes(data.count[index], data.size, seed=index)
+    if not data.root:
+        raise UserError("data.root is empty; say where the data set lies: --config.data.root=DIR")
+    if data.name == "folder":
+        from jaxseg.data.folder import folder
+
+        return folder(data.root, split, data.ignore)
+    from jaxseg.data.builders import source
+
+    return source(data.name, data.root, split)
+
+
+def recipe(config: ConfigDict) -> Recipe:
+    """The training transforms."""
+    data = config.data
+    _two_sides("data.resize", data.resize)
+    _two_sides("data.crop", data.crop)
+    return Recipe(
+        long=data.resize[0],
+        short=data.resize[1],
+        crop=tuple(data.crop),
+        ratio=tuple(data.ratio),
+        cat_max_ratio=data.cat_max_ratio,
+        flip=data.flip,
+        distort=data.distort,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+    )
+
+
+def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
+    """The network for ``classes`` classes."""
+    model = config.model
+    _one_of("model.variant", model.variant, tuple(VARIANTS))
+    _one_of("model.head", model.head, HEADS)
+    width, depth, heads = VARIANTS[model.variant]
+    if tuple(sorted(set(model.taps))) != tuple(model.taps) or not model.taps:
+        raise UserError(f"model.taps={model.taps}: name blocks once each, in rising order")
+    if model.taps[-1] >= depth or model.taps[0] < 0:
+        raise UserError(
+            f"model.taps={model.taps}: ViT-{model.variant} has blocks 0 to {depth - 1}"
+        )
+    patch = model.patch
+    vit = ViTSpec(
+        width=width,
+        depth=depth,
+        heads=heads,
+        grid=(-(-config.data.crop[0] // patch), -(-config.data.crop[1] // patch)),
+        patch=patch,
+        class_token=model.class_token,
+        final_norm=model.final_norm,
+        drop_path=model.drop_path,
+    )
+    if model.head == "conv":
+        return SegmenterSpec(vit, _conv_heads(model, classes))
+    if model.head_width % model.head_heads:
+        raise UserError(
+            f"model.head_width={model.head_width} is not a multiple of "
+            f"model.head_heads={model.head_heads}"
+        )
+    atm = AtmSpec(classes, model.head_width, model.head_heads, model.head_layers)
+    if model.head == "cascade":
+        return SegmenterSpec(vit, (HeadSpec(tuple(model.taps), atm),))
+    return SegmenterSpec(vit, tuple(HeadSpec((tap,), atm) for tap in model.taps))
+
+
+def _conv_heads(model: ConfigDict, classes: int) -> tuple[HeadSpec, ...]:
+    last = len(model.taps) - 1
+    return tuple(
+        HeadSpec(
+            (tap,),
+            ConvSpec(
+                classes=classes,
+                channels=model.head_width,
+                convs=model.head_layers,
+                up_scale=model.head_up_scale,
+                weight=1.0 if i == last else model.aux_weight,
+            ),
+        )
+        for i, tap in enumerate(model.taps)
+    )
+
+
+def optim_spec(config: ConfigDict) -> OptimSpec:
+    """Optimizer and schedule."""
+    optim = config.optim
+    _one_of("optim.name", optim.name, ("adamw", "sgd"))
+    _one_of("optim.schedule", optim.schedule, ("poly", "cosine"))
+    return OptimSpec(
+        optimizer=optim.name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        lr_multipliers=tuple(optim.lr_multipliers),
+        no_decay=tuple(optim.no_decay),
+        clip_norm=optim.clip_norm,
+        warmup_steps=optim.warmup_steps,
+        warmup_multiplies=optim.warmup_multiplies,
+        schedule=optim.schedule,
+        power=optim.power,
+        end_lr=optim.end_lr,
+        total_steps=optim.schedule_steps or config.train.steps,
+    )
+
+
+def train_spec(config: ConfigDict) -> TrainSpec:
+    """What one step does and how long the loop runs."""
+    train, optim = config.train, config.optim
+    if train.batch_size % optim.accumulate:
+        raise UserError(
+            f"train.batch_size={train.batch_size} is not a multiple of "
+            f"optim.accumulate={optim.accumulate}"
+        )
+    return TrainSpec(
+        seed=config.seed,
+        steps=train.steps,
+        accumulate=optim.accumulate,
+        ema=optim.ema,
+        bfloat16=config.model.bfloat16,
+        log_every=train.log_every,
+        eval_every=train.eval_every,
+        checkpoint_every=train.checkpoint_every,
+        max_bad_steps=train.max_bad_steps,
+    )
+
+
+def eval_spec(config: ConfigDict) -> EvalSpec:
+    """How images are evaluated."""
+    evaluation, data = config.eval, config.data
+    _one_of("eval.mode", evaluation.mode, ("slide", "whole"))
+    if evaluation.resize:
+        _two_sides("eval.resize", evaluation.resize)
+    return EvalSpec(
+        mode=evaluation.mode,
+        crop=tuple(evaluation.crop),
+        stride=tuple(evaluation.stride),
+        scales=tuple(evaluation.scales),
+        flip=evaluation.flip,
+        batch_size=evaluation.batch_size,
+        resize=tuple(evaluation.resize) or None,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+    )
+
+
+def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"config.{field}={value!r}: choose one of {', '.join(allowed)}")
+
+
+def _two_sides(field: str, value: tuple) -> None:
+    if len(value) != 2 or min(value) < 1:
+        raise UserError(f"config.{field}={value}: give two positive whole numbers")

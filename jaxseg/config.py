@@ -1,0 +1,165 @@
+"""Every field of a configuration, with its default and its meaning.
+
+A file in ``configs/`` offers ``get_config(arg)``: it takes `defaults`, changes what differs and returns
+`finish(config, arg)`. ``arg`` is what follows a colon on the command line: ``--config=configs/x.py:smoke``
+asks for the same recipe shrunk to a two-step test.
+
+Sizes are (height, width), except where (long side, short side) is said. Tuples, never lists: only
+tuples can be overridden on the command line (``--config.data.crop='(480, 480)'``).
+"""
+
+import difflib
+import json
+
+from ml_collections import ConfigDict
+
+from jaxseg.errors import UserError
+
+
+def defaults() -> ConfigDict:
+    """The common defaults: SegViT with DToP's decoupled heads on a folder of images and labels."""
+    config = ConfigDict()
+    config.seed = 0
+    # Start weights: an AugReg or timm ViT .npz (backbone only; heads start fresh) or a model.safetensors
+    # of this project (everything that fits; other class counts restart the classifier). "" = random.
+    config.init_from = ""
+    # Go on from the newest checkpoint in the workdir. Without it a workdir with checkpoints is refused.
+    config.resume = False
+
+    config.data = data = ConfigDict()
+    data.name = "folder"  # folder | shapes | ade20k | pascal_context | coco_stuff10k
+    data.root = ""  # where the data set lies (folder: has images/, labels/, classes.txt)
+    # Splits to train on, to choose the best checkpoint by, and to report. Folder data sets select
+    # by file name too: "train/!0006R0*+val" = train without 0006R0*, and val.
+    data.train = "train"
+    data.val = "val"
+    data.test = "test"
+    data.ignore = ()  # class names whose pixels count as unlabelled (folder)
+    data.count = (64, 16, 16)  # number of images of train, val, test (shapes)
+    data.size = (128, 192)  # image size (shapes)
+    data.resize = (2048, 512)  # training: fit inside (long, short) x a random ratio, aspect kept
+    data.ratio = (0.5, 2.0)  # range of that ratio
+    data.crop = (512, 512)  # training crop
+    data.cat_max_ratio = 0.75  # redraw a crop in which one class covers more than this share
+    data.flip = 0.5  # probability of a horizontal flip
+    data.distort = True  # photometric distortion
+    data.mean = (127.5, 127.5, 127.5)  # RGB, 0..255; AugReg weights want 127.5
+    data.std = (127.5, 127.5, 127.5)
+    data.workers = 0  # loader processes; 0 = threads of this process
+
+    config.model = model = ConfigDict()
+    model.variant = "B"  # Ti | S | B | L
+    model.patch = 16
+    model.class_token = False  # keep a class token in the encoder (SETR)
+    model.final_norm = False  # normalise the output of the last block (SETR)
+    model.drop_path = 0.1  # stochastic depth of the last block, linear from 0
+    model.head = "atm"  # atm (DToP's SegViT) | cascade (SegViT v1) | conv (SETR, FCN)
+    model.taps = (5, 7, 11)  # blocks (0-based) that heads read; atm, conv: one head each, the last answers
+    model.head_width = 384  # ATM: width of the class queries; conv: channels
+    model.head_heads = 6  # ATM: attention heads
+    model.head_layers = 3  # ATM: decoder layers; conv: convolutions
+    model.head_up_scale = 1  # conv: bilinear up-sampling after each convolution
+    model.aux_weight = 0.4  # conv: loss weight of the heads before the last
+    model.bfloat16 = False  # compute in bfloat16; parameters, losses and scores stay float32
+
+    config.optim = optim = ConfigDict()
+    optim.name = "adamw"  # adamw | sgd (momentum 0.9)
+    optim.lr = 2e-5
+    optim.weight_decay = 0.01
+    optim.lr_multipliers = (("^heads", 10.0),)  # (regex on parameter names, factor); first match wins
+    optim.no_decay = ()  # regexes of parameters without weight decay
+    optim.clip_norm = 0.0  # global gradient norm; 0 = no clipping
+    optim.warmup_steps = 1500
+    optim.warmup_multiplies = False  # True: mmcv 0.x, the warm-up scales the running schedule
+    optim.schedule = "poly"  # poly | cosine
+    optim.schedule_steps = 0  # length of the schedule; 0 = train.steps
+    optim.power = 0.9  # of poly
+    optim.end_lr = 0.0
+    optim.accumulate = 1  # micro-batches per step; train.batch_size is their sum
+    optim.ema = 0.0  # decay of an exponential moving average of the weights; 0 = none
+
+    config.train = train = ConfigDict()
+    train.batch_size = 16  # images per step, over all devices
+    train.steps = 160_000
+    train.log_every = 50  # steps
+    train.eval_every = 4_000  # evaluate on data.val and keep the best; 0 = only at the end
+    train.checkpoint_every = 1_000
+    train.max_bad_steps = 20  # stop after so many non-finite steps in a row (each is skipped)
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.split = "test"  # which of data.train, data.val, data.test; or any split of the data set
+    evaluation.resize = (2048, 512)  # fit inside (long, short), aspect kept; () = native size
+    evaluation.mode = "slide"  # slide | whole
+    evaluation.crop = (512, 512)  # slide: window
+    evaluation.stride = (341, 341)  # slide: step
+    evaluation.scales = (1.0,)  # several = multi-scale, scores averaged
+    evaluation.flip = False  # also average the mirrored image
+    evaluation.batch_size = 4  # slide: windows per device call
+    evaluation.pictures = 12  # samples on the report page
+    return config.lock()
+
+
+def finish(config: ConfigDict, arg: str) -> ConfigDict:
+    """Apply what follows the colon: nothing, or ``smoke`` (same structure, tiny, two steps)."""
+    if arg == "smoke":
+        _smoke(config)
+    elif arg:
+        raise UserError(f"--config=...:{arg}: unknown argument {arg!r}; the only one is 'smoke'")
+    return config
+
+
+def _smoke(config: ConfigDict) -> None:
+    patch = config.model.patch
+    config.data.update(name="shapes", train="train", val="val", test="test", ignore=())
+    config.data.update(count=(4, 2, 2), size=(4 * patch, 6 * patch), crop=(4 * patch, 4 * patch))
+    config.data.update(resize=(6 * patch, 4 * patch))
+    config.model.update(variant="smoke", taps=tuple(range(len(config.model.taps))))
+    config.model.update(head_width=16, head_heads=2, bfloat16=False)
+    config.init_from = ""
+    config.optim.update(warmup_steps=1)
+    config.train.update(batch_size=2, steps=2, log_every=1, eval_every=0, checkpoint_every=1)
+    config.eval.update(split="test", resize=(), crop=config.data.crop, pictures=2, batch_size=2)
+    config.eval.update(stride=(2 * patch, 2 * patch))
+
+
+def to_json(config: ConfigDict) -> str:
+    """The whole configuration as JSON; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str, origin: str) -> ConfigDict:
+    """A stored configuration, read as data: every key must be known and every type must fit.
+
+    ``origin`` names the file in errors. Raises `UserError`.
+    """
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{origin}: not JSON ({error}); restore it from the training run") from None
+    config = defaults()
+    _update(config, stored, origin, "config")
+    return config
+
+
+def _update(config: ConfigDict, stored: object, origin: str, path: str) -> None:
+    if not isinstance(stored, dict):
+        raise UserError(f"{origin}: {path} must be an object, not {stored!r}")
+    for key, value in stored.items():
+        if key not in config:
+            near = difflib.get_close_matches(key, list(config), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(config)}"
+            raise UserError(f"{origin}: unknown field {path}.{key}; {hint}")
+        if isinstance(config[key], ConfigDict):
+            _update(config[key], value, origin, f"{path}.{key}")
+            continue
+        value = _as_tuple(value)
+        if isinstance(config[key], float) and isinstance(value, int):
+            value = float(value)
+        if type(value) is not type(config[key]):
+            want = type(config[key]).__name__
+            raise UserError(f"{origin}: {path}.{key} must be a {want}, not {value!r}")
+        config[key] = value
+
+
+def _as_tuple(value):
+    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value

@@ -1,0 +1,59 @@
+"""`--config.init_from`: what a run starts from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxseg.convert.backbone import convert_vit
+from jaxseg.convert.rules import Arrays
+from jaxseg.errors import UserError
+from jaxseg.models.segmenter import SegmenterSpec, shapes
+from jaxseg.weights import load_weights
+
+
+def start_from(
+    path: str, spec: SegmenterSpec, params: Mapping, stats: Mapping
+) -> tuple[Arrays, Arrays, str]:
+    """Parameters and statistics to train from, and one line that says what was taken.
+
+    ``.npz``: a ViT of timm, mmsegmentation or AugReg; the heads keep their fresh ``params``.
+    ``.safetensors``: weights of this project; arrays of another shape (another number of classes)
+    keep the fresh ones, a position embedding of another grid is resized.
+    Raises UserError if the file does not hold such weights.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"config.init_from={path}: no such file")
+    if path.endswith(".npz"):
+        wanted = {n: s.shape for n, s in shapes(spec)[0].items() if n.startswith("vit.")}
+        vit = convert_vit(_read_npz(path), spec.vit, wanted, path)
+        return dict(params) | vit, dict(stats), f"backbone ({len(vit)} arrays) from {path}"
+    if not path.endswith(".safetensors"):
+        raise UserError(f"config.init_from={path}: give a .npz or a .safetensors file")
+    stored, _ = load_weights(path)
+    if "vit.pos_embed" in stored:
+        stored["vit.pos_embed"] = _on_grid(stored["vit.pos_embed"], spec.vit.grid)
+    fresh = dict(params) | dict(stats)
+    taken = {n: v for n, v in stored.items() if n in fresh and v.shape == fresh[n].shape}
+    if not any(name.startswith("vit.blocks.") for name in taken):
+        raise UserError(f"config.init_from={path}: no block fits a ViT of width {spec.vit.width}")
+    both = fresh | taken
+    left = sorted(set(fresh) - set(taken))
+    note = f"{len(taken)} of {len(fresh)} arrays from {path}"
+    if left:
+        note += f"; fresh: {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}"
+    return {n: both[n] for n in params}, {n: both[n] for n in stats}, note
+
+
+def _read_npz(path: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"config.init_from={path}: not a readable .npz ({error})") from None
+
+
+def _on_grid(positions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    from jaxseg.resize import resize_position_embedding
+
+    return np.asarray(resize_position_embedding(positions, grid))

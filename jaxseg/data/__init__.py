@@ -1,0 +1,1 @@
+"""Data: sources (`folder`, `shapes`), numpy transforms and the training pipeline."""

@@ -1,0 +1,61 @@
+"""What every data source shares: the classes and the label value that is ignored."""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The K classes a model predicts; train id k is ``names[k]``, drawn in RGB ``colours[k]``."""
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self):
+        if len(self.names) != len(self.colours):
+            raise ValueError(f"{len(self.names)} class names but {len(self.colours)} colours")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Source(Protocol):
+    """Random access to one split: cheap to make, safe to pickle, read from several threads.
+
+    ``source[i]`` is dict(image=uint8[H,W,3] RGB, label=uint8[H,W] train ids with 255 = ignore,
+    name=str unique within the split).
+    """
+
+    classes: Classes
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]: ...
+
+
+def generated_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """``count`` RGB colours, the same on every call; a longer palette extends a shorter one.
+
+    Hue walks round the circle by the golden angle, so neighbours in the list are far apart, and
+    each full turn changes saturation and brightness, so later colours do not repeat earlier ones.
+    """
+    colours = []
+    for k in range(count):
+        saturation = (0.75, 0.45, 1.0)[k // 8 % 3]
+        value = (0.95, 0.6, 0.8, 0.4)[k // 5 % 4]
+        rgb = colorsys.hsv_to_rgb(k * 0.6180339887498949 % 1.0, saturation, value)
+        colours.append(tuple(round(255 * c) for c in rgb))
+    return tuple(colours)
+
+
+def make_classes(
+    names: Sequence[str], colours: Sequence[tuple[int, int, int]] | None = None
+) -> Classes:
+    """Classes from names, with the generated palette where no colours are given."""
+    return Classes(tuple(names), tuple(colours or generated_palette(len(names))))

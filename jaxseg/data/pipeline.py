@@ -1,0 +1,77 @@
+"""Endless shuffled training batches whose only state is the step number."""
+
+import functools
+import os
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from jaxseg.data.classes import Source
+from jaxseg.data.transforms import Recipe, train_sample
+from jaxseg.errors import UserError
+
+_THREADS = min(8, os.cpu_count() or 1)  # each prepares one batch, so as many are held ready
+
+
+def train_batches(
+    source: Source,
+    recipe: Recipe,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields dict(image=float32[B,h,w,3], label=uint8[B,h,w]) for each step from start_step on.
+
+    The batch of a step depends on (source, recipe, batch_size, seed, step, shard) alone, bit for
+    bit: not on where the run started nor on ``workers``. Every epoch has a new order and new
+    augmentations; a batch that reaches past the end of an epoch goes on with the next one, so
+    nothing is dropped and a batch may be larger than the data set.
+
+    ``workers`` processes (0: threads of this process) prepare batches ahead. Process ``shard[0]``
+    of ``shard[1]`` gets every shard[1]-th example of the common order, and ``batch_size`` of its
+    own. Close it (``contextlib.closing``) to stop threads and workers.
+
+    Raises UserError: nothing to read, batch_size < 1, and while iterating what the source raises
+    (a broken file), also from worker processes.
+    """
+    if len(source) == 0:
+        raise UserError("the training split holds no example: check config.data.train")
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size} is too small: use 1 or more")
+    index, count = shard
+    # Shards are cut from the augmented stream, so the union over shards of one step is the same
+    # set of examples, with the same augmentations, for any number of processes.
+    examples = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .repeat(None)
+        .random_map(functools.partial(_train_sample, recipe))
+    )
+    batches = examples[index::count].batch(batch_size, drop_remainder=True)[start_step:]
+    return _iterate(batches, workers)
+
+
+def _train_sample(recipe: Recipe, sample: dict, rng: np.random.Generator) -> dict:
+    return train_sample(sample, recipe, rng)
+
+
+def _iterate(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    if workers:
+        # Grain hands absl flags on to its worker processes and fails where nobody parsed them.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        processes = grain.MultiprocessingOptions(num_workers=workers)
+        iterator = iter(batches.to_iter_dataset(read).mp_prefetch(processes))
+    else:
+        read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_THREADS)
+        iterator = iter(batches.to_iter_dataset(read))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

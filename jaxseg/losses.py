@@ -1,0 +1,106 @@
+"""Training losses as sums with their normalisers, so that several devices add up to one batch.
+
+Every loss returns `Term`s. The value of a term is total / count; on several devices both are summed
+before the division, which makes the result that of the joined batch. Names follow mmsegmentation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+IGNORE = 255
+
+
+class Term(NamedTuple):
+    """One loss term: ``total`` (already weighted) over ``count``."""
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]
+
+    def value(self, devices_mean=lambda count: count) -> Float[Array, ""]:
+        """total / count. ``devices_mean`` averages the count over devices; 0 / 0 is 0."""
+        return self.total / jnp.maximum(devices_mean(self.count), 1e-6)
+
+
+def one_hot_masks(labels: UInt8[Array, "B H W"], classes: int) -> Float[Array, "B K H W"]:
+    """One binary mask per class. Ignored pixels belong to none: negatives, as in the released code."""
+    return (labels[:, None] == jnp.arange(classes, dtype=labels.dtype)[:, None, None]).astype(
+        jnp.float32
+    )
+
+
+def focal_and_dice(
+    mask_logits: Float[Array, "B K H W"], targets: Float[Array, "B K H W"]
+) -> tuple[Float[Array, "B K"], Float[Array, "B K"]]:
+    """Sigmoid focal loss (alpha 0.25, gamma 2, mean over pixels) and dice loss of each mask.
+
+    SegViT's and DToP's ATM loss. Written on exp(-|x|) so that one exponential and one logarithm per
+    pixel serve both.
+    """
+    small = jnp.exp(-jnp.abs(mask_logits))
+    softplus = jnp.maximum(mask_logits, 0.0) + jnp.log1p(small)
+    p = jnp.where(mask_logits >= 0, 1.0, small) / (1.0 + small)
+    cross_entropy = softplus - mask_logits * targets
+    wrong = p + targets - 2.0 * p * targets  # 1 - p_t
+    alpha = 0.75 - 0.5 * targets
+    focal = (alpha * cross_entropy * jnp.square(wrong)).mean((-2, -1))
+    overlap = (p * targets).sum((-2, -1))
+    size = p.sum((-2, -1)) + targets.sum((-2, -1))
+    return focal, 1.0 - (2.0 * overlap + 1.0) / (size + 1.0)
+
+
+def mask_terms(
+    mask_logits: Float[Array, "B K H W"], labels: UInt8[Array, "B H W"]
+) -> dict[str, Term]:
+    """20 x focal and 1 x dice over the masks of the classes present, per (image, present class).
+
+    ``mask_logits`` are at label resolution; the label is never scaled down.
+    """
+    targets = one_hot_masks(labels, mask_logits.shape[1])
+    present = targets.any((-2, -1)).astype(jnp.float32)
+    # Recomputed in the backward pass: the full-resolution maps of all classes are the largest arrays.
+    focal, dice = jax.checkpoint(focal_and_dice)(mask_logits.astype(jnp.float32), targets)
+    count = present.sum()
+    return {
+        "loss_mask": Term(20.0 * (focal * present).sum(), count),
+        "loss_dice": Term((dice * present).sum(), count),
+    }
+
+
+def presence_term(class_logits: Float[Array, "B K 2"], present: Float[Array, "B K"]) -> Term:
+    """DToP: two-way cross entropy per class query, column 0 = present; absent ones weigh 0.1."""
+    log_p = jax.nn.log_softmax(class_logits.astype(jnp.float32))
+    nll = -jnp.where(present > 0, log_p[..., 0], log_p[..., 1])
+    weight = 0.1 + 0.9 * present
+    return Term((weight * nll).sum(), weight.sum())
+
+
+def query_class_term(class_logits: Float[Array, "B K K+1"], present: Float[Array, "B K"]) -> Term:
+    """SegViT v1: query k must say class k if present, else "no object" (last column, weight 0.1)."""
+    log_p = jax.nn.log_softmax(class_logits.astype(jnp.float32))
+    own = jnp.diagonal(log_p[..., :-1], axis1=-2, axis2=-1)
+    nll = -jnp.where(present > 0, own, log_p[..., -1])
+    weight = 0.1 + 0.9 * present
+    return Term((weight * nll).sum(), weight.sum())
+
+
+def present_classes(labels: UInt8[Array, "B H W"], classes: int) -> Float[Array, "B K"]:
+    """1 where a class has at least one pixel in the image."""
+    return one_hot_masks(labels, classes).any((-2, -1)).astype(jnp.float32)
+
+
+def pixel_cross_entropy(
+    logits: Float[Array, "B H W K"], labels: UInt8[Array, "B H W"], weight: float
+) -> Term:
+    """Softmax cross entropy, mean over all pixels: ignored ones add 0 but stay in the denominator.
+
+    That is mmsegmentation's default (avg_non_ignore=False).
+    """
+    valid = labels != IGNORE
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    index = jnp.where(valid, labels, 0).astype(jnp.int32)
+    nll = -jnp.take_along_axis(log_p, index[..., None], axis=-1)[..., 0]
+    count = jnp.asarray(labels.size, jnp.float32)
+    return Term(weight * jnp.where(valid, nll, 0.0).sum(), count)

@@ -1,0 +1,57 @@
+"""A finished model on disk: ``model.safetensors`` and ``config.json`` in one folder."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxseg import config as configuration
+from jaxseg.data.classes import Classes
+from jaxseg.errors import UserError
+from jaxseg.weights import load_weights, save_weights, write_atomically
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """Arrays (parameters and statistics, dotted names), configuration and classes of a model."""
+
+    arrays: dict[str, np.ndarray]
+    config: ConfigDict
+    classes: Classes
+
+
+def save(
+    directory: str, params: Mapping, stats: Mapping, config: ConfigDict, classes: Classes
+) -> None:
+    """Write both files; each is replaced as a whole or not at all."""
+    folder = pathlib.Path(directory)
+    stored = {
+        "config": json.loads(configuration.to_json(config)),
+        "classes": {"names": list(classes.names), "colours": [list(c) for c in classes.colours]},
+    }
+    write_atomically(folder / CONFIG, (json.dumps(stored, indent=2) + "\n").encode())
+    save_weights(folder / WEIGHTS, dict(params) | dict(stats), {"format": "jaxseg"})
+
+
+def load(directory: str) -> StoredModel:
+    """Read a model folder. Nothing in it is executed. Raises `UserError`."""
+    folder = pathlib.Path(directory)
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: no {CONFIG} in it; give the workdir of a finished training run")
+    origin = str(folder / CONFIG)
+    try:
+        stored = json.loads((folder / CONFIG).read_text())
+        names = tuple(str(name) for name in stored["classes"]["names"])
+        colours = tuple((int(r), int(g), int(b)) for r, g, b in stored["classes"]["colours"])
+        classes = Classes(names, colours)
+        text = json.dumps(stored["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{origin}: damaged ({error!r}); restore it from the training run") from None
+    config = configuration.from_json(text, origin)
+    arrays, _ = load_weights(folder / WEIGHTS)
+    return StoredModel(arrays, config, classes)

@@ -1,0 +1,114 @@
+"""Attention-to-mask (SegViT section 3): class queries look at the tokens of the image.
+
+The scores of the last cross-attention, averaged over its heads, are the mask logits of each class.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jaxseg.models.layers import dropout, linear_002, subkeys
+
+DROPOUT = 0.1  # the released decoder drops at every place with this rate
+
+
+@dataclass(frozen=True)
+class AtmSpec:
+    """Sizes of an ATM head: ``width`` of the class queries, attention heads, layers per decoder."""
+
+    classes: int
+    width: int
+    heads: int
+    layers: int = 3
+
+
+class QueryAttention(nnx.Module):
+    """Multi-head attention of queries to a memory."""
+
+    def __init__(self, width: int, heads: int, linear: Callable, rngs: nnx.Rngs):
+        self.heads = heads
+        self.q = linear(width, width, rngs)
+        self.k = linear(width, width, rngs)
+        self.v = linear(width, width, rngs)
+        self.out = linear(width, width, rngs)
+
+    def __call__(
+        self,
+        queries: Float[Array, "B K d"],
+        memory: Float[Array, "B N d"],
+        *,
+        key: Key[Array, ""] | None,
+    ) -> tuple[Float[Array, "B K d"], Float[Array, "B h K N"]]:
+        """The attended queries and the scaled scores before the softmax."""
+
+        def split(x):
+            return x.reshape(*x.shape[:2], self.heads, -1)
+
+        q, k, v = split(self.q(queries)), split(self.k(memory)), split(self.v(memory))
+        scores = jnp.einsum("bqhc,bkhc->bhqk", q * q.shape[-1] ** -0.5, k)
+        weights = dropout(jax.nn.softmax(scores, axis=-1), DROPOUT, key)
+        out = jnp.einsum("bhqk,bkhc->bqhc", weights, v)
+        return self.out(out.reshape(queries.shape)), scores
+
+
+class DecoderLayer(nnx.Module):
+    """Post-norm: queries see each other, then the tokens, then a ReLU MLP."""
+
+    def __init__(self, spec: AtmSpec, linear: Callable, rngs: nnx.Rngs):
+        self.self_attn = QueryAttention(spec.width, spec.heads, linear, rngs)
+        self.cross_attn = QueryAttention(spec.width, spec.heads, linear, rngs)
+        self.fc1 = linear(spec.width, 4 * spec.width, rngs)
+        self.fc2 = linear(4 * spec.width, spec.width, rngs)
+        self.norm1 = nnx.LayerNorm(spec.width, epsilon=1e-5, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(spec.width, epsilon=1e-5, rngs=rngs)
+        self.norm3 = nnx.LayerNorm(spec.width, epsilon=1e-5, rngs=rngs)
+
+    def __call__(self, queries, memory, *, key):
+        keys = subkeys(key, 6)
+        attended, _ = self.self_attn(queries, queries, key=keys[0])
+        queries = self.norm1(queries + dropout(attended, DROPOUT, keys[1]))
+        attended, scores = self.cross_attn(queries, memory, key=keys[2])
+        queries = self.norm2(queries + dropout(attended, DROPOUT, keys[3]))
+        hidden = dropout(jax.nn.relu(self.fc1(queries)), DROPOUT, keys[4])
+        return self.norm3(queries + dropout(self.fc2(hidden), DROPOUT, keys[5])), scores
+
+
+class AtmDecoder(nnx.Module):
+    """Project the tokens, then run the queries through the layers (no final norm).
+
+    ``linear`` builds its linear layers and with that chooses their initial weights. Departures at
+    the start of training: the released code draws the packed self-attention projection by xavier,
+    and where it leaves torch's defaults (DToP's auxiliary heads) its layers start as exact copies.
+    """
+
+    def __init__(self, token_width: int, spec: AtmSpec, linear: Callable, rngs: nnx.Rngs):
+        self.input_proj = linear_002(token_width, spec.width, rngs)
+        self.input_norm = nnx.LayerNorm(spec.width, epsilon=1e-5, rngs=rngs)
+        self.layers = nnx.List([DecoderLayer(spec, linear, rngs) for _ in range(spec.layers)])
+
+    def __call__(
+        self,
+        queries: Float[Array, "B K d"],
+        tokens: Float[Array, "B N D"],
+        *,
+        key: Key[Array, ""] | None,
+    ) -> tuple[Float[Array, "B K d"], Float[Array, "B N K"]]:
+        """Updated queries and the mask logits of every token for every class."""
+        memory = self.input_norm(self.input_proj(tokens))
+        for layer, layer_key in zip(self.layers, subkeys(key, len(self.layers)), strict=True):
+            queries, scores = layer(queries, memory, key=layer_key)
+        return queries, scores.mean(axis=1).swapaxes(1, 2)
+
+
+def class_queries(spec: AtmSpec, rngs: nnx.Rngs) -> nnx.Param:
+    """The learnt query table [K, d], N(0, 1) at the start (torch's Embedding default)."""
+    return nnx.Param(jax.random.normal(rngs.params(), (spec.classes, spec.width)))
+
+
+def for_batch(table: nnx.Param, tokens: Float[Array, "B N D"]) -> Float[Array, "B K d"]:
+    """The query table once per image, in the dtype of the tokens."""
+    return jnp.broadcast_to(table[...], (tokens.shape[0], *table.shape)).astype(tokens.dtype)

@@ -1,0 +1,137 @@
+"""The plain vision transformer (mmsegmentation's and timm's, DToP facts: pre-norm, exact GELU)."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jaxseg.models.attention import attend
+from jaxseg.models.layers import Linear, drop_path, gelu, normal_002, subkeys
+from jaxseg.resize import resize_position_embedding
+
+VARIANTS = {  # width, depth, heads
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "smoke": (32, 3, 2),  # for tests
+}
+
+
+@dataclass(frozen=True)
+class ViTSpec:
+    """Sizes of a ViT. ``grid`` is the (rows, columns) of the stored position embedding.
+
+    ``class_token`` keeps a class token in the encoder (SETR); SegViT and DToP drop it before block 0,
+    which is the same as not having one. ``final_norm`` normalises the last block's output (SETR).
+    """
+
+    width: int
+    depth: int
+    heads: int
+    grid: tuple[int, int]
+    patch: int = 16
+    mlp_ratio: int = 4
+    class_token: bool = False
+    final_norm: bool = False
+    drop_path: float = 0.0
+
+
+class Mlp(nnx.Module):
+    """Linear, exact (erf) GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
+        small = nnx.initializers.normal(1e-6)
+        init = dict(kernel_init=normal_002, bias_init=small, rngs=rngs)
+        self.fc1 = Linear(width, hidden, **init)
+        self.fc2 = Linear(hidden, width, **init)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with one packed projection; output columns are [q | k | v]."""
+
+    def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, kernel_init=normal_002, rngs=rngs)
+        self.out = Linear(width, width, kernel_init=normal_002, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        return self.out(attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape))
+
+
+class Block(nnx.Module):
+    """x += DropPath(attention(norm(x))); x += DropPath(mlp(norm(x)))."""
+
+    def __init__(self, spec: ViTSpec, drop_path_rate: float, rngs: nnx.Rngs):
+        self.norm1 = nnx.LayerNorm(spec.width, epsilon=1e-6, rngs=rngs)
+        self.attn = SelfAttention(spec.width, spec.heads, rngs)
+        self.norm2 = nnx.LayerNorm(spec.width, epsilon=1e-6, rngs=rngs)
+        self.mlp = Mlp(spec.width, spec.width * spec.mlp_ratio, rngs)
+        self.drop_path_rate = drop_path_rate
+
+    def __call__(
+        self, x: Float[Array, "B T D"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B T D"]:
+        key1, key2 = subkeys(key, 2)
+        x = x + drop_path(self.attn(self.norm1(x)), self.drop_path_rate, key1)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, key2)
+
+
+class ViT(nnx.Module):
+    """Patches in, tokens out. Tokens are raster order after an optional class token."""
+
+    def __init__(self, spec: ViTSpec, rngs: nnx.Rngs):
+        self.spec = spec
+        patch_values = spec.patch * spec.patch * 3
+        self.patch_embed = Linear(
+            patch_values, spec.width, kernel_init=nnx.initializers.kaiming_normal(), rngs=rngs
+        )
+        self.pos_embed = nnx.Param(normal_002(rngs.params(), (*spec.grid, spec.width)))
+        if spec.class_token:  # holds the token and its position embedding in one vector
+            self.class_token = nnx.Param(normal_002(rngs.params(), (spec.width,)))
+        rates = [spec.drop_path * i / max(spec.depth - 1, 1) for i in range(spec.depth)]
+        self.blocks = nnx.List([Block(spec, rate, rngs) for rate in rates])
+        if spec.final_norm:
+            self.norm = nnx.LayerNorm(spec.width, epsilon=1e-6, rngs=rngs)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image; a partial patch counts as one."""
+        return -(-height // self.spec.patch), -(-width // self.spec.patch)
+
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B T D"]:
+        """Tokens before the first block. Images are zero-padded at the bottom and right."""
+        batch, height, width, _ = images.shape
+        patch, (rows, columns) = self.spec.patch, self.grid(height, width)
+        pad = ((0, 0), (0, rows * patch - height), (0, columns * patch - width), (0, 0))
+        x = jnp.pad(images, pad).reshape(batch, rows, patch, columns, patch, 3)
+        x = x.swapaxes(2, 3).reshape(batch, rows * columns, patch * patch * 3)
+        pos = resize_position_embedding(self.pos_embed[...], (rows, columns))
+        x = self.patch_embed(x) + pos.reshape(1, rows * columns, self.spec.width).astype(x.dtype)
+        if self.spec.class_token:
+            token = self.class_token[...].astype(x.dtype)
+            token = jnp.broadcast_to(token, (batch, 1, token.shape[0]))
+            x = jnp.concatenate([token, x], axis=1)
+        return x
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        taps: tuple[int, ...],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> dict[int, Float[Array, "B T D"]]:
+        """Token matrices after the blocks ``taps`` (0-based), class token first where there is one."""
+        x = self.embed(images)
+        out = {}
+        for i, block_key in enumerate(subkeys(key, len(self.blocks))):
+            x = self.blocks[i](x, key=block_key)
+            if i in taps:
+                last = i == len(self.blocks) - 1
+                out[i] = self.norm(x) if last and self.spec.final_norm else x
+        return out

@@ -1,0 +1,189 @@
+"""One training step, and the loop around it. No config, no data format, no file names in here."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxseg.errors import UserError
+from jaxseg.models.segmenter import Arrays, Network, stats_of
+from jaxseg.parallel import AXIS, pmap_step, replicate, shard, step_key, unreplicate
+
+State = dict  # step, params, stats, opt, ema, bad_steps, skipped_steps: arrays and dicts of arrays
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """What one step does and how long the loop runs; steps are optimizer steps.
+
+    accumulate: micro-batches per step. ema: decay of the averaged weights, 0 = none.
+    max_bad_steps: non-finite steps in a row (each is skipped) after which training stops.
+    """
+
+    seed: int
+    steps: int
+    accumulate: int
+    ema: float
+    bfloat16: bool
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    max_bad_steps: int
+
+
+def initial_state(
+    params: Arrays, stats: Arrays, optimizer: optax.GradientTransformation, spec: TrainSpec
+) -> State:
+    """Step 0 on the host: numpy leaves, not yet replicated."""
+    state = {
+        "step": jnp.zeros((), jnp.int32),
+        "params": params,
+        "stats": stats,
+        "opt": optimizer.init(params),
+        "ema": params if spec.ema else {},
+        "bad_steps": jnp.zeros((), jnp.int32),  # in a row
+        "skipped_steps": jnp.zeros((), jnp.int32),  # in all
+    }
+    return jax.tree.map(np.asarray, jax.device_get(state))
+
+
+def weights_of(state: State) -> tuple[Arrays, Arrays]:
+    """Parameters (the moving average where there is one) and batch-normalisation statistics."""
+    return state["ema"] or state["params"], state["stats"]
+
+
+def make_step(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array],
+    spec: TrainSpec,
+) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+    """The per-device body: ``step(state, batch, key) -> state, metrics``, to run under `pmap_step`.
+
+    ``batch`` holds this device's images float32[b, H, W, 3] and labels uint8[b, H, W]. The result is
+    that of one device on the joined batch, because every loss term is divided by its normaliser over
+    all devices. With accumulation each micro-batch is normalised by itself, as in PyTorch.
+    """
+    dtype = jnp.bfloat16 if spec.bfloat16 else jnp.float32
+
+    def loss(params, stats, images, labels, key):
+        model = network.bind(_cast(params, dtype), stats)
+        terms = model.losses(images.astype(dtype), labels, key=key)
+        values = {
+            name: term.value(lambda count: jax.lax.pmean(count, AXIS))
+            for name, term in terms.items()
+        }
+        values["loss"] = sum(values.values())
+        return values["loss"], (values, stats_of(model))
+
+    def micro_batch(carry, xs):
+        params, stats, grads = carry
+        images, labels, key = xs
+        new, (values, stats) = jax.grad(loss, has_aux=True)(params, stats, images, labels, key)
+        return (params, stats, jax.tree.map(jnp.add, grads, new)), values
+
+    def gradients(state, batch, key):
+        params, stats = state["params"], state["stats"]
+        images, labels = batch["image"], batch["label"]
+        parts = spec.accumulate
+        if parts == 1:
+            grads, (values, stats) = jax.grad(loss, has_aux=True)(
+                params, stats, images, labels, key
+            )
+            return grads, stats, values
+        images = images.reshape(parts, -1, *images.shape[1:])
+        labels = labels.reshape(parts, -1, *labels.shape[1:])
+        start = (params, stats, jax.tree.map(jnp.zeros_like, params))
+        xs = (images, labels, jax.random.split(key, parts))
+        (_, stats, grads), values = jax.lax.scan(micro_batch, start, xs)
+        mean = jax.tree.map(lambda value: value.mean(), values)
+        return jax.tree.map(lambda grad: grad / parts, grads), stats, mean
+
+    def step(state: State, batch: dict, key: jax.Array) -> tuple[State, dict]:
+        grads, stats, values = gradients(state, batch, step_key(key, state["step"]))
+        grads, values = jax.lax.pmean((grads, values), AXIS)
+        norm = optax.global_norm(grads)
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        moved = {"params": params, "stats": stats, "opt": opt, "ema": {}}
+        if spec.ema:
+            moved["ema"] = jax.tree.map(
+                lambda old, new: spec.ema * old + (1.0 - spec.ema) * new, state["ema"], params
+            )
+        finite = jnp.isfinite(values["loss"]) & jnp.isfinite(norm)
+        kept = {name: state[name] for name in moved}
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
+        bad = jnp.where(finite, 0, 1).astype(jnp.int32)
+        new_state |= {
+            "step": state["step"] + 1,
+            "bad_steps": (state["bad_steps"] + bad) * bad,
+            "skipped_steps": state["skipped_steps"] + bad,
+        }
+        values |= {
+            "grad_norm": norm,
+            "lr": learning_rate(state["step"]),
+            "bad_steps": new_state["bad_steps"],
+            "skipped_steps": new_state["skipped_steps"],
+        }
+        return new_state, values
+
+    return step
+
+
+def _cast(params: Arrays, dtype) -> Arrays:
+    return {name: value.astype(dtype) for name, value in params.items()}
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop reports to. Every function takes the number of finished steps first.
+
+    log(step, values); checkpoint(step, host state, score or None); evaluate(params, stats) -> mIoU.
+    """
+
+    log: Callable[[int, dict[str, float]], None]
+    checkpoint: Callable[[int, State, float | None], None]
+    evaluate: Callable[[Arrays, Arrays], float]
+    stop: Callable[[], bool]
+
+
+def fit(
+    step: Callable, state: State, batches: Iterator[dict], spec: TrainSpec, hooks: Hooks
+) -> State:
+    """Run from ``state["step"]`` to ``spec.steps``; returns the last state on the host.
+
+    ``batches`` must start at that step. Leaves early, after a checkpoint, when ``hooks.stop()``.
+    Raises `UserError` after ``spec.max_bad_steps`` non-finite steps in a row.
+    """
+    run = pmap_step(step)
+    first = int(state["step"])
+    state = replicate(state)
+    key = jax.random.key(spec.seed)
+    for done in range(first + 1, spec.steps + 1):
+        state, values = run(state, shard(next(batches)), key)
+        last, stopping = done == spec.steps, hooks.stop()
+        if done % spec.log_every == 0 or done == first + 1 or last:
+            values = {name: float(value) for name, value in unreplicate(values).items()}
+            hooks.log(done, values)
+            _check_finite(done, values, spec)
+        score = None
+        if last or (spec.eval_every and done % spec.eval_every == 0):
+            score = hooks.evaluate(*weights_of(unreplicate(state)))
+        if last or stopping or score is not None or done % spec.checkpoint_every == 0:
+            hooks.checkpoint(done, unreplicate(state), score)
+        if stopping:
+            break
+    return unreplicate(state)
+
+
+def _check_finite(done: int, values: dict[str, float], spec: TrainSpec) -> None:
+    if values["bad_steps"] < spec.max_bad_steps:
+        return
+    terms = [name for name, value in values.items() if not np.isfinite(value)]
+    raise UserError(
+        f"step {done}: {int(values['bad_steps'])} non-finite steps in a row "
+        f"({', '.join(terms) or 'gradients'}); lower optim.lr, set optim.clip_norm, or check the data"
+    )

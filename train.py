@@ -1,0 +1,155 @@
+"""Train a segmenter: ``python train.py --config=configs/NAME.py --workdir=DIR``.
+
+Leaves in DIR: model.safetensors and config.json (what eval.py and the tools load), checkpoints/ (to
+go on with --config.resume=True), metrics.jsonl, tensorboard/ and run.json. A killed run loses nothing
+that was checkpointed; SIGTERM checkpoints first.
+"""
+
+import contextlib
+import pathlib
+import shlex
+import signal
+import sys
+
+from absl import flags
+
+from jaxseg import cli
+from jaxseg.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def train(config, workdir: str, command: str) -> None:
+    """Everything from data to ``model.safetensors``."""
+    import jax
+
+    from jaxseg import build, logs, model_dir, training
+    from jaxseg.checkpoint import Checkpoints
+    from jaxseg.config import to_json
+    from jaxseg.convert.start import start_from
+    from jaxseg.data.pipeline import train_batches
+    from jaxseg.inference import Predictor, evaluate
+    from jaxseg.models.segmenter import create
+    from jaxseg.optim import learning_rate, make_optimizer
+    from jaxseg.parallel import AXIS
+    from jaxseg.progress import Progress
+
+    primary = jax.process_index() == 0
+
+    # ---- data -------------------------------------------------------------------------------------
+    source = build.make_source(config, "train")
+    held_out = build.make_source(config, "val")
+    classes = source.classes
+    print(f"data: {len(source)} training and {len(held_out)} validation images, {len(classes)} classes")
+
+    # ---- model ------------------------------------------------------------------------------------
+    spec = build.segmenter_spec(config, len(classes))
+    network, params, stats = create(spec, config.seed, AXIS)
+    if config.init_from:
+        params, stats, note = start_from(config.init_from, spec, params, stats)
+        print(f"start: {note}")
+    print(f"model: {sum(value.size for value in params.values()) / 1e6:.2f} M parameters")
+
+    # ---- optimizer, step, state -------------------------------------------------------------------
+    plan, optim = build.train_spec(config), build.optim_spec(config)
+    optimizer = make_optimizer(optim, params)
+    rate = learning_rate(optim)
+    step = training.make_step(network, optimizer, rate, plan)
+    state = training.initial_state(params, stats, optimizer, plan)
+    predictor = Predictor(build.scorer(config, spec), build.eval_spec(config))
+
+    # ---- start: fresh, or where the newest intact checkpoint ended --------------------------------
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(pathlib.Path(workdir) / "checkpoints"))
+        log = stack.enter_context(logs.MetricLog(workdir)) if primary else None
+        first = 0
+        if checkpoints.latest() is not None:
+            if not config.resume:
+                raise UserError(
+                    f"{workdir} holds a run that reached step {checkpoints.latest()}; go on with "
+                    f"--config.resume=True or name another --workdir"
+                )
+            first, state = checkpoints.restore(state)
+            print(f"resume: step {first}")
+        if primary:
+            log.truncate_after(first)
+            logs.run_record(workdir, to_json(config), command)
+
+        # ---- loop ---------------------------------------------------------------------------------
+        processes = jax.process_count()
+        if config.train.batch_size % processes:
+            raise UserError(
+                f"train.batch_size={config.train.batch_size} cannot be split over "
+                f"{processes} processes"
+            )
+        batches = stack.enter_context(
+            contextlib.closing(
+                train_batches(
+                    source,
+                    build.recipe(config),
+                    config.train.batch_size // processes,
+                    seed=config.seed,
+                    start_step=first,
+                    workers=config.data.workers,
+                    shard=(jax.process_index(), processes),
+                )
+            )
+        )
+        progress = stack.enter_context(Progress(plan.steps, "train", start=first))
+        asked_to_stop = _watch_sigterm(processes)
+
+        def report(done, values):
+            if primary:
+                log.write(done, **values)
+            progress.update(done, loss=values["loss"], lr=values["lr"])
+
+        def validate(params, stats) -> float:
+            result = evaluate(predictor, params | stats, held_out)
+            print(f"\nvalidation mIoU {result.scores.miou:.4f}")
+            return result.scores.miou
+
+        def checkpoint(done, state, score):
+            if primary and score is not None:
+                log.write(done, val_miou=score)
+            checkpoints.save(done, state, score)
+
+        hooks = training.Hooks(report, checkpoint, validate, asked_to_stop)
+        state = training.fit(step, state, batches, plan, hooks)
+        checkpoints.wait()
+        if asked_to_stop():
+            raise UserError(
+                f"stopped by SIGTERM after step {state['step']}; go on with --config.resume=True"
+            )
+        best = checkpoints.best()
+        if best is not None and best != plan.steps:
+            _, state = checkpoints.restore(state, best)
+        if primary:
+            params, stats = training.weights_of(state)
+            model_dir.save(workdir, params, stats, config, classes)
+            print(f"wrote {workdir}/model.safetensors (weights of step {state['step']})")
+
+
+def _watch_sigterm(processes: int):
+    """A function that says whether SIGTERM has come; jax's own handler serves several processes."""
+    if processes > 1:
+        return lambda: False
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    return lambda: bool(asked)
+
+
+def main(_) -> None:
+    from jaxseg import parallel, startup
+
+    parallel.initialise(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    startup.prepare()
+    train(FLAGS.config, FLAGS.workdir, shlex.join(sys.argv))
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "Folder for all that this run writes.", required=True)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, when several train together.")
+    flags.DEFINE_integer("num_processes", 1, "Processes in all.")
+    flags.DEFINE_integer("process_id", 0, "Number of this process, from 0.")
+    cli.run(main)
