@@ -28,7 +28,7 @@ def train(config, workdir: str, command: str) -> None:
     from jaxseg.config import to_json
     from jaxseg.convert.start import start_from
     from jaxseg.data.pipeline import train_batches
-    from jaxseg.inference import Predictor, evaluate
+    from jaxseg.inference import Predictor, evaluate, make_score
     from jaxseg.models.segmenter import create
     from jaxseg.optim import learning_rate, make_optimizer
     from jaxseg.parallel import AXIS
@@ -56,7 +56,8 @@ def train(config, workdir: str, command: str) -> None:
     rate = learning_rate(optim)
     step = training.make_step(network, optimizer, rate, plan)
     state = training.initial_state(params, stats, optimizer, plan)
-    predictor = Predictor(build.scorer(config, spec), build.eval_spec(config))
+    score = make_score(network, bfloat16=plan.bfloat16)
+    predictor = Predictor(score, build.eval_spec(config))
 
     # ---- start: fresh, or where the newest intact checkpoint ended --------------------------------
     with contextlib.ExitStack() as stack:
@@ -104,12 +105,12 @@ def train(config, workdir: str, command: str) -> None:
             progress.update(done, loss=values["loss"], lr=values["lr"])
 
         def validate(params, stats) -> float:
-            result = evaluate(predictor, params | stats, held_out)
-            print(f"\nvalidation mIoU {result.scores.miou:.4f}")
+            result = evaluate(predictor, params | stats, held_out, label="validate")
             return result.scores.miou
 
         def checkpoint(done, state, score):
             if primary and score is not None:
+                print(f"step {done}: validation mIoU {100 * score:.2f}")
                 log.write(done, val_miou=score)
             checkpoints.save(done, state, score)
 

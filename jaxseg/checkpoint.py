@@ -1,20 +1,22 @@
 """Checkpoints of a training state that survive kills and notice damage. The only orbax importer.
 
-Orbax writes each step (asynchronously, into a temporary folder that is renamed when complete).
-What it leaves open is done here instead of in its CheckpointManager: that one deletes the newest
-step when it keeps the best, takes NaN for the best metric, refuses to save again after a fall back
-to an older step, can leave a half deleted step in its list, and nothing in it notices flipped bits.
+Orbax only writes and reads arrays here. Its CheckpointManager is not used because it deletes the
+newest step when told to keep the best, takes NaN for the best metric, refuses to save after a fall
+back to an older step, and lists half deleted steps; nothing in orbax notices every flipped bit.
 
-A directory holds ``step_00000300/`` and so on, ``damaged_step_...`` (kept for a human to look at)
-and, during a save, temporary folders, which the next start removes.
+A directory holds ``step_00000300/`` and so on, each with orbax's files and a manifest of their
+sha256, and ``damaged_step_.../`` for a human to look at. Whatever happens to a step happens to a
+folder of another name first: a folder is called step_... exactly while it is complete.
 """
 
+import concurrent.futures
+import hashlib
+import json
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -24,11 +26,12 @@ from jax.experimental import multihost_utils
 from jaxseg.errors import UserError
 from jaxseg.weights import check_same, digest
 
-TRASH = ".deleted_"
+MANIFEST = "manifest.json"
+SAVING, DELETED = ".saving_", ".deleted_"  # what a kill may leave behind
 
 
 class _Damaged(Exception):
-    """A step cannot be read, or is not what was saved."""
+    """A step is not what was saved."""
 
 
 class Checkpoints:
@@ -37,29 +40,29 @@ class Checkpoints:
     A state is any pytree of non-empty numpy arrays and numbers (`parallel.unreplicate` gives
     one). It is stored as a flat dict of names, so that classes may move between modules.
     With several processes the first one writes, and all read the same shared directory.
-    Use it as a context manager, or `close` it: a save may still be running.
+    Use it as a context manager, or `close` it: saving goes on in the background.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2):
         self._directory = pathlib.Path(directory).absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
         self._primary = jax.process_index() == 0
-        self._saving = None  # the step that orbax may still be writing
-        self._metrics = {}  # of the steps that were asked for: orbax needs 0.1 s to look one up
-        self._directory.mkdir(parents=True, exist_ok=True)
         if self._primary:
             for path in self._directory.iterdir():
-                if path.name.startswith(TRASH) or ".orbax-checkpoint-tmp" in path.name:
+                if path.name.startswith((SAVING, DELETED)):
                     shutil.rmtree(path)
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
             barrier_sync_key_prefix=f"process_{jax.process_index()}",
         )
-        self._orbax = ocp.AsyncCheckpointer(
+        self._orbax = ocp.Checkpointer(
             ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
             multiprocessing_options=alone,
         )
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._running = None  # (step, future) of a save that was not waited for
 
     def __enter__(self):
         return self
@@ -74,45 +77,35 @@ class Checkpoints:
         that exists already, from a run that went on from an older one, is replaced.
         Raises UserError if the disk is too full or the previous save has failed.
         """
-        if metric is not None:
-            metric = float(metric) if math.isfinite(metric) else None
-        self._metrics[step] = metric
         if not self._primary:
             return
         self.wait()
         arrays = {name: np.asarray(leaf) for name, leaf in _flatten(state)[0].items()}
         self._check_space(sum(array.nbytes for array in arrays.values()))
-        record = {"step": step, "metric": metric}
-        record["sha256"] = digest(arrays, record)
-        if self._path(step).exists():
-            self._delete(step)
-        self._saving = step
-        self._orbax.save(self._path(step), ocp.args.PyTreeSave(arrays), custom_metadata=record)
+        if metric is not None:
+            metric = float(metric) if math.isfinite(metric) else None
+        self._running = step, self._thread.submit(self._write, step, arrays, metric)
 
     def wait(self) -> None:
-        """Until the save is complete; then drop the steps that need not be kept.
-
-        Raises UserError if the save has failed.
-        """
-        if self._saving is None:
+        """Until the save is complete. Raises UserError if it has failed."""
+        if self._running is None:
             return
-        step, self._saving = self._saving, None
+        (step, future), self._running = self._running, None
         try:
-            self._orbax.wait_until_finished()
+            future.result()
         except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{self._path(step)}: could not be saved ({_brief(error)}); "
+                f"{self._path(step)}: could not be saved ({reason[:200]}); "
                 f"check the disk, then resume from the step before"
             ) from error
-        steps = self.steps()
-        for old in set(steps) - set(steps[-self._keep :]) - {self.best()}:
-            self._delete(old)
 
     def close(self) -> None:
-        """Finish a running save and release orbax's threads."""
+        """Finish a running save and release the threads."""
         try:
             self.wait()
         finally:
+            self._thread.shutdown()
             self._orbax.close()
 
     def steps(self) -> list[int]:
@@ -127,8 +120,14 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the largest metric (of equals the newest), or None if none has one."""
-        metrics = {step: self._metric(step) for step in self.steps()}
-        scored = [(metric, step) for step, metric in metrics.items() if metric is not None]
+        scored = []
+        for step in self.steps():
+            try:
+                metric = self._manifest(step)["metric"]
+            except _Damaged:
+                continue  # `restore` will say so when it is this step's turn
+            if metric is not None:
+                scored.append((metric, step))
         return max(scored)[1] if scored else None
 
     def restore(self, template, step: int | None = None) -> tuple[int, object]:
@@ -139,60 +138,69 @@ class Checkpoints:
         state does not have the template's names, shapes and dtypes.
         """
         self.wait()
-        found, arrays = self._on_primary(lambda: self._intact(step))
+        found = self._newest_intact(step) if self._primary else None
+        if jax.process_count() > 1:  # one process decides: the others would race with its renaming
+            number = np.int32(-1 if found is None else found)
+            number = int(multihost_utils.broadcast_one_to_all(number))
+            found = None if number < 0 else number
         if found is None:
-            what = (
-                "no intact checkpoint" if step is None else f"no intact checkpoint of step {step}"
+            what = "" if step is None else f" of step {step}"
+            raise UserError(
+                f"{self._directory}: no intact checkpoint{what}; there are steps {self.steps()}"
             )
-            raise UserError(f"{self._directory}: {what}; intact or unchecked: {self.steps()}")
-        if arrays is None:
-            arrays = self._read(found)
+        arrays = self._orbax.restore(self._path(found), ocp.args.PyTreeRestore())
         names, structure = _flatten(template)
         _check_fits(arrays, names, str(self._path(found)))
         return found, jax.tree.unflatten(structure, [arrays[name] for name in names])
 
-    def _intact(self, step: int | None) -> tuple[int | None, dict[str, np.ndarray] | None]:
-        """The first step that reads well, newest first; damaged ones are put aside."""
-        for candidate in [s for s in reversed(self.steps()) if step in (None, s)]:
+    def _write(self, step: int, arrays: dict[str, np.ndarray], metric: float | None) -> None:
+        """In the background: save, make it count, drop the steps that need not be kept."""
+        folder = self._free_name(f"{SAVING}{step}")
+        self._orbax.save(folder, ocp.args.PyTreeSave(arrays))
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        hashes = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        content = {"step": step, "metric": metric, "files": hashes}
+        (folder / MANIFEST).write_text(json.dumps(content | {"sha256": digest({}, content)}))
+        if self._path(step).exists():
+            self._delete(step)
+        folder.rename(self._path(step))
+        steps = self.steps()
+        for old in set(steps) - set(steps[-self._keep :]) - {self.best()}:
+            self._delete(old)
+
+    def _newest_intact(self, step: int | None) -> int | None:
+        for candidate in reversed(self.steps()):
+            if step not in (None, candidate):
+                continue
             try:
-                return candidate, self._read(candidate)
+                self._verify(candidate)
+                return candidate
             except _Damaged as damage:
                 aside = self._free_name(f"damaged_{self._path(candidate).name}")
                 self._path(candidate).rename(aside)
                 print(f"checkpoint of step {candidate} is damaged ({damage}): now {aside}")
-        return None, None
+        return None
 
-    def _read(self, step: int) -> dict[str, np.ndarray]:
-        try:
-            arrays = self._orbax.restore(self._path(step), ocp.args.PyTreeRestore())
-            record = dict(self._orbax.metadata(self._path(step)).custom_metadata)
-            expected = record.pop("sha256")
-            intact = expected == digest(arrays, record)
-        except (PermissionError, MemoryError):
-            raise  # says nothing about the files
-        except Exception as error:  # orbax and tensorstore raise many kinds, and plain Exception
-            raise _Damaged(_brief(error)) from error
-        if not intact:
-            raise _Damaged("its content differs from its sha256")
-        return arrays
-
-    def _metric(self, step: int) -> float | None:
-        if step not in self._metrics:
+    def _verify(self, step: int) -> None:
+        for name, expected in self._manifest(step)["files"].items():
             try:
-                record = self._orbax.metadata(self._path(step)).custom_metadata
-                self._metrics[step] = record["metric"]
-            except Exception:  # damaged: `restore` will say so when it is this step's turn
-                self._metrics[step] = None
-        return self._metrics[step]
+                intact = _sha256(self._path(step) / name) == expected
+            except FileNotFoundError:
+                raise _Damaged(f"{name} is missing") from None
+            if not intact:
+                raise _Damaged(f"{name} differs from its sha256")
 
-    def _on_primary(self, find: Callable) -> tuple[int | None, dict[str, np.ndarray] | None]:
-        """Let one process decide which step to use: the others would race with its renaming."""
-        found, arrays = find() if self._primary else (None, None)
-        if jax.process_count() > 1:
-            number = np.int32(-1 if found is None else found)
-            number = int(multihost_utils.broadcast_one_to_all(number))
-            found = None if number < 0 else number
-        return found, arrays
+    def _manifest(self, step: int) -> dict:
+        try:
+            content = json.loads((self._path(step) / MANIFEST).read_bytes())
+            intact = content.pop("sha256") == digest({}, content)
+        except (FileNotFoundError, NotADirectoryError):
+            raise _Damaged(f"{MANIFEST} is missing") from None
+        except (ValueError, KeyError, TypeError):  # not JSON, or not a manifest
+            intact = False
+        if not intact:
+            raise _Damaged(f"{MANIFEST} differs from its sha256")
+        return content
 
     def _check_space(self, size: int) -> None:
         free = shutil.disk_usage(self._directory).free
@@ -213,16 +221,14 @@ class Checkpoints:
         return path
 
     def _delete(self, step: int) -> None:
-        """Rename first: a kill in between must not leave half a step that looks complete."""
-        trash = self._free_name(f"{TRASH}{self._path(step).name}")
+        trash = self._free_name(f"{DELETED}{step}")
         shutil.rmtree(self._path(step).rename(trash))
 
 
 def _flatten(tree) -> tuple[dict[str, object], object]:
     leaves, structure = jax.tree.flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves
-    }, structure
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True)), structure
 
 
 def _check_fits(arrays: dict[str, np.ndarray], template: dict[str, object], origin: str) -> None:
@@ -236,6 +242,6 @@ def _check_fits(arrays: dict[str, np.ndarray], template: dict[str, object], orig
             )
 
 
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:100]}"
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

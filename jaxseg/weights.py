@@ -105,9 +105,7 @@ def check_same(
     report = "; ".join(
         f"{len(names)} {kind} ({_listed(lines)})" for names, kind, lines in parts if names
     )
-    raise UserError(
-        f"{origin}: does not fit the model: {report}; use the config it was made with"
-    )
+    raise UserError(f"{origin}: does not fit the model: {report}; use the config it was made with")
 
 
 def _class_counts(pairs) -> tuple[int, int] | None:

@@ -33,6 +33,7 @@ class State:
 def make_state(seed=0):
     rng = np.random.default_rng(seed)
     params = {"a.b": rng.normal(size=(3, 4)).astype(np.float32), "a": rng.normal(size=5)}
+    params["large"] = rng.normal(size=9000).astype(np.float32)  # the largest file holds its values
     odd = np.array([np.nan, -0.0, 1e-45], np.float32)
     moments = Moments({"m": odd}, np.array([1.5], ml_dtypes.bfloat16))
     return State(np.array(2**40 + seed, np.int64), params, ((), moments))
@@ -139,18 +140,19 @@ def remove_all(step):
 
 
 def change_metric(step):
-    path = step / "_CHECKPOINT_METADATA"
-    content = json.loads(path.read_text())
-    content["custom_metadata"]["metric"] = 0.99
-    path.write_text(json.dumps(content))
+    path = step / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metric": 0.99}))
 
 
 DAMAGES = {
     "bit flipped": lambda step: flip(largest(step)),
+    "index flipped": lambda step: flip(step / "manifest.ocdbt"),
+    "tree flipped": lambda step: flip(step / "_METADATA"),
     "data truncated": lambda step: truncate(largest(step)),
     "data removed": lambda step: largest(step).unlink(),
-    "record truncated": lambda step: truncate(step / "_CHECKPOINT_METADATA"),
-    "record removed": lambda step: (step / "_CHECKPOINT_METADATA").unlink(),
+    "manifest truncated": lambda step: truncate(step / "manifest.json"),
+    "manifest emptied": lambda step: (step / "manifest.json").write_text("[]"),
+    "manifest removed": lambda step: (step / "manifest.json").unlink(),
     "metric changed": change_metric,
     "empty": remove_all,
 }
@@ -199,7 +201,7 @@ def test_a_lack_of_rights_is_not_damage(tmp_path, monkeypatch):
         raise PermissionError("not yours")
 
     with Checkpoints(tmp_path) as checkpoints:
-        monkeypatch.setattr(checkpoints._orbax, "restore", refuse)
+        monkeypatch.setattr(checkpoint, "_sha256", refuse)
         with pytest.raises(PermissionError):
             checkpoints.restore(make_state())
     assert (tmp_path / "step_00000001").exists()
@@ -208,7 +210,8 @@ def test_a_lack_of_rights_is_not_damage(tmp_path, monkeypatch):
 def test_another_structure_is_summarised_and_nothing_put_aside(tmp_path):
     fill(tmp_path, [(1, None)])
     template = make_state()
-    template.params = {"a.b": np.zeros((3, 9), np.float32), "new": np.zeros(5)}
+    template.params |= {"a.b": np.zeros((3, 9), np.float32), "new": np.zeros(5)}
+    del template.params["a"]
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(UserError) as error:
             checkpoints.restore(template)
@@ -240,16 +243,17 @@ def test_a_full_disk_is_refused_before_anything_is_lost(tmp_path, monkeypatch):
 
 
 def test_a_save_that_fails_in_the_background_is_reported(tmp_path, monkeypatch):
+    fill(tmp_path, [(1, None)])
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, make_state(1))
 
-        def fail():
+        def fail(*args):
             raise ValueError("RESOURCE_EXHAUSTED: disk\nmore")
 
-        monkeypatch.setattr(checkpoints._orbax, "wait_until_finished", fail)
-        with pytest.raises(UserError, match="step_00000001: could not be saved .*EXHAUSTED: disk"):
+        monkeypatch.setattr(checkpoints._orbax, "save", fail)
+        checkpoints.save(2, make_state(2))
+        with pytest.raises(UserError, match=r"step_00000002: could not be saved .*disk\); check"):
             checkpoints.wait()
-        monkeypatch.undo()
+    assert_identical(restore(tmp_path)[1], make_state(1))
 
 
 SAVE_FOR_EVER = """
@@ -276,7 +280,7 @@ def test_kill_at_any_moment_loses_at_most_the_running_save(tmp_path, capsys):
         ) as process:
             for _ in range(4):
                 committed = json.loads(process.stdout.readline())
-            while not any("orbax-checkpoint-tmp" in path.name for path in tmp_path.iterdir()):
+            while not any(path.name.startswith(".saving") for path in tmp_path.iterdir()):
                 assert process.poll() is None
             time.sleep(delay)
             process.send_signal(signal.SIGKILL)

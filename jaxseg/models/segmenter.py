@@ -125,6 +125,11 @@ class Network:
     def bind(self, params: Arrays, stats: Arrays) -> Segmenter:
         return nnx.merge(self.graph, _nest(params), _nest(stats))
 
+    def split(self, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        """(parameters, statistics) from one dict that holds both, as a weights file does."""
+        stats = {n: v for n, v in arrays.items() if n.endswith((".mean", ".var"))}
+        return {n: v for n, v in arrays.items() if n not in stats}, stats
+
 
 def stats_of(model: Segmenter) -> Arrays:
     """Batch-normalisation statistics of a bound model (updated by a training forward pass)."""
