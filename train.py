@@ -28,7 +28,7 @@ def train(config, workdir: str, command: str) -> None:
     from jaxseg.config import to_json
     from jaxseg.convert.start import start_from
     from jaxseg.data.pipeline import train_batches
-    from jaxseg.inference import Predictor, evaluate, make_score
+    from jaxseg.inference import Predictor, evaluate
     from jaxseg.models.segmenter import create
     from jaxseg.optim import learning_rate, make_optimizer
     from jaxseg.parallel import AXIS
@@ -56,7 +56,7 @@ def train(config, workdir: str, command: str) -> None:
     rate = learning_rate(optim)
     step = training.make_step(network, optimizer, rate, plan)
     state = training.initial_state(params, stats, optimizer, plan)
-    score = make_score(network, bfloat16=plan.bfloat16)
+    score = network.scorer(bfloat16=plan.bfloat16)
     predictor = Predictor(score, build.eval_spec(config))
 
     # ---- start: fresh, or where the newest intact checkpoint ended --------------------------------

@@ -1,9 +1,9 @@
 """From an image to its label map, and from a data set to its metrics.
 
-Shapes are static where compiling is dear: in slide mode the network is compiled once, for a batch of
-windows, whatever the images measure. The small programs around it (adding windows, resizing, argmax)
-work on maps rounded up to a multiple of 64 pixels and get exact sizes as data. In whole mode every
-new size of a resized image compiles the network again: padding it would change the attention.
+Shapes are static where compiling is dear: in slide mode the network is compiled once, for a batch
+of windows, whatever the images measure. The small programs around it (adding windows, resizing,
+argmax) work on maps rounded up to a multiple of 64 pixels and get exact sizes as data. In whole
+mode every new size of a resized image compiles the network again: padding would change attention.
 """
 
 import functools
@@ -26,6 +26,7 @@ from jaxseg.progress import Progress
 from jaxseg.resize import Taps, bilinear_taps, interpolate
 
 _BUCKET = 64
+Size = tuple[int, int]  # (height, width)
 Score = Callable[[dict, Float[Array, "b h w 3"]], Float[Array, "b h w K"]]
 
 
@@ -64,19 +65,13 @@ class EvalSpec:
             raise UserError(f"config.eval.batch_size={self.batch_size}: use 1 or more")
 
 
-class _View(NamedTuple):
-    """One resized, perhaps mirrored copy of an image, on its way to the original size."""
-
-    scale: float
-    mirrored: bool
-
-
 @dataclass(frozen=True)
 class Predictor:
-    """``score(params, images float32[b,h,w,3]) -> float[b,h,w,K]``, made to answer for whole images.
+    """``score(params, images float32[b,h,w,3]) -> float[b,h,w,K]``, made to answer for an image.
 
-    ``score`` must be pure and take any h and w; it is compiled here. Its scores are averaged as they
-    are: return probabilities where several scales should be averaged as mmseg does.
+    ``score`` must be pure and take any h and w; it is compiled here. Its scores are averaged as
+    they are: return probabilities where several scales are to be averaged as mmseg does. Put
+    ``params`` on the device first (`jax.device_put`), or every call copies them.
     """
 
     score: Score
@@ -85,30 +80,216 @@ class Predictor:
     def predict(self, params: dict, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
         """The label map at the image's own size, on the host."""
         height, width = image.shape[:2]
-        return np.asarray(self._run(params, image, _add_and_label))[:height, :width]
+        views = self._views(params, image)
+        total, last = None, next(views)
+        for view in views:
+            total, last = _add(total, last), view
+        return np.asarray(_label(total, last))[:height, :width]
 
-    def scores(
-        self, params: dict, image: UInt8[np.ndarray, "H W 3"]
-    ) -> Float[np.ndarray, "H W K"]:
-        """Mean scores over the views at the image's own size, on the host."""
+    def scores(self, params: dict, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W K"]:
+        """Mean scores over scales and mirror images at the image's own size, on the host."""
         height, width = image.shape[:2]
-        total = np.asarray(self._run(params, image, _add))[:height, :width]
-        return total / np.float32(len(self._views()))
+        total = None
+        for view in self._views(params, image):
+            total = _add(total, view)
+        return np.asarray(total)[:height, :width] / np.float32(
+            len(self.spec.scales) * (1 + self.spec.flip)
+        )
 
-    def program(self, size: tuple[int, int]) -> tuple:
-        """Images of equal ``program`` run the same compiled code; a new one compiles at first."""
-        out = _bucket(size)
-        identity = len(self._views()) == 1 and self._resized(size, 1.0) == size
-        return out, identity, tuple(self._canvas(self._resized(size, s)) for s in self.spec.scales)
+    def program(self, size: Size) -> tuple:
+        """Images of equal ``program`` share all compiled code; a new one has to be compiled."""
+        resized = [self._resized(size, scale) for scale in self.spec.scales]
+        canvases = resized if self.spec.mode == "whole" else [self._canvas(r) for r in resized]
+        return _bucket(size), self._keeps(size), tuple(canvases)
 
-    def _views(self) -> list[_View]:
-        sides = (False, True) if self.spec.flip else (False,)
-        return [_View(scale, side) for scale in self.spec.scales for side in sides]
+    @functools.cached_property
+    def _score(self) -> Score:
+        return jax.jit(self.score)
 
-    def _run(self, params, image, last):
-        """Adds up the views with `_add`, the last one with ``last``."""
-        size, total = image.shape[:2], None
-        *before, final = self._views()
-        for view in before:
-            total = _add(total, *self._map(params, image, view, size))
-        return last(total, *self._map(params, image, final, size))
+    def _views(self, params: dict, image: np.ndarray) -> Iterator["_View"]:
+        """The scores of each resized, perhaps mirrored copy, and the way back to the original."""
+        size, spec = image.shape[:2], self.spec
+        for scale in spec.scales:
+            small = test_image(image, *self._fit(size, scale), spec.mean, spec.std)
+            for mirrored in (False, True)[: 1 + spec.flip]:
+                canvas, coverage = self._map(params, small[:, ::-1] if mirrored else small)
+                taps = None if self._keeps(size) else _taps(small.shape[:2], size, mirrored)
+                yield _View(canvas, coverage, taps)
+
+    def _map(self, params: dict, image: np.ndarray):
+        """Scores of a normalised image at its size or larger, and what to divide them by."""
+        size, spec = image.shape[:2], self.spec
+        if spec.mode == "whole":
+            return self._score(params, image[None])[0], None
+        starts = windows.window_starts(size, spec.crop, spec.stride)
+        padded = np.zeros((-(-len(starts) // spec.batch_size) * spec.batch_size, 2), np.int32)
+        padded[: len(starts)] = starts
+        canvas = None
+        for first in range(0, len(starts), spec.batch_size):
+            batch = slice(first, first + spec.batch_size)
+            scores = self._score(params, windows.cut(image, padded[batch], spec.crop))
+            if canvas is None:
+                canvas = jnp.zeros((*self._canvas(size), scores.shape[-1]), jnp.float32)
+            real = np.int32(len(starts[batch]))
+            canvas = _add_windows(canvas, scores, padded[batch], real)
+        counts = windows.coverage(size, spec.crop, spec.stride)
+        rows, columns = (
+            np.pad(count, (0, length - len(count)), constant_values=1)
+            for count, length in zip(counts, canvas.shape, strict=False)
+        )
+        return canvas, (rows, columns)
+
+    def _fit(self, size: Size, scale: float) -> tuple[int | None, int | None]:
+        """(long, short) for `test_image`; None and None where nothing is resized."""
+        if self.spec.resize is None and scale == 1.0:
+            return None, None
+        long, short = self.spec.resize or (max(size), min(size))
+        return int(long * scale), int(short * scale)
+
+    def _resized(self, size: Size, scale: float) -> Size:
+        long, short = self._fit(size, scale)
+        return size if long is None else keep_ratio_size(size, long, short)
+
+    def _keeps(self, size: Size) -> bool:
+        """Whether the scores are at the original size already."""
+        spec = self.spec
+        return (
+            len(spec.scales) == 1 and not spec.flip and self._resized(size, spec.scales[0]) == size
+        )
+
+    def _canvas(self, size: Size) -> Size:
+        return _bucket(windows.filled(size, self.spec.crop))
+
+
+class _View(NamedTuple):
+    canvas: Float[Array, "h w K"]
+    coverage: tuple[Float[Array, " h"], Float[Array, " w"]] | None  # divide by their product
+    taps: tuple[Taps, Taps] | None  # rows and columns of the original; None: same size
+
+
+_add_windows = jax.jit(windows.add_windows, donate_argnums=0)
+
+
+def _bucket(size: Size) -> Size:
+    height, width = (-(-side // _BUCKET) * _BUCKET for side in size)
+    return height, width
+
+
+def _taps(size: Size, original: Size, mirrored: bool) -> tuple[Taps, Taps]:
+    """Taps from ``size`` to ``original``, filled up to its bucket; mirrored, turned back."""
+    rows, columns = (bilinear_taps(a, b) for a, b in zip(size, original, strict=True))
+    if mirrored:
+        columns = Taps(*(values[::-1] for values in columns))
+    height, width = _bucket(original)
+    return _fill(rows, height), _fill(columns, width)
+
+
+def _fill(taps: Taps, length: int) -> Taps:
+    return Taps(*(np.pad(values, (0, length - len(values))) for values in taps))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(total: Float[Array, "H W K"] | None, view: _View) -> Float[Array, "H W K"]:
+    scores = view.canvas.astype(jnp.float32)
+    if view.coverage is not None:
+        rows, columns = view.coverage
+        scores = scores / (rows[:, None, None] * columns[:, None])
+    if view.taps is not None:
+        scores = interpolate(scores, *view.taps)
+    return scores if total is None else total + scores
+
+
+@jax.jit
+def _label(total: Float[Array, "H W K"] | None, last: _View) -> UInt8[Array, "H W"]:
+    # One program, so that the scores at full size of a single view need never be stored.
+    return jnp.argmax(_add(total, last), axis=-1).astype(jnp.uint8)
+
+
+class Sample(NamedTuple):
+    """One image with its label and its prediction, for pictures."""
+
+    name: str
+    image: UInt8[np.ndarray, "H W 3"]
+    label: UInt8[np.ndarray, "H W"]
+    prediction: UInt8[np.ndarray, "H W"]
+
+
+@dataclass(frozen=True, eq=False)
+class EvalResult:
+    """What `evaluate` found. ``names`` and ``accuracies`` (share of right pixels) are per image.
+
+    seconds: per image, from uint8 pixels in memory to uint8 labels on the host; without the first
+        image of each `Predictor.program`, whose time, mostly compiling, is in ``compile_seconds``.
+    """
+
+    matrix: np.ndarray  # int64 [K+1, K], see `jaxseg.metrics.confusion`
+    classes: Classes
+    names: tuple[str, ...]
+    accuracies: tuple[float, ...]
+    seconds: tuple[float, ...]
+    compile_seconds: float
+    samples: tuple[Sample, ...]
+
+    @property
+    def scores(self) -> metrics.Scores:
+        return metrics.summarise(self.matrix, self.classes.names)
+
+    @property
+    def images_per_second(self) -> float:
+        """NaN where every image had to be compiled for."""
+        return len(self.seconds) / sum(self.seconds) if self.seconds else float("nan")
+
+
+def evaluate(
+    predictor: Predictor, params: dict, source: Source, *, pictures: int = 0, label: str = "eval"
+) -> EvalResult:
+    """Predicts every image of ``source`` and keeps ``pictures`` samples, evenly spread.
+
+    ``label`` names the progress line. The next image is read while the device is busy.
+    Raises UserError: nothing to evaluate, and what the source raises.
+    """
+    count, classes = len(source), source.classes
+    if not count:
+        raise UserError("the split to evaluate holds no image: check config.eval.split")
+    params = jax.device_put(params)
+    wanted = set(np.linspace(0, count - 1, min(pictures, count)).astype(int).tolist())
+    matrix = np.zeros((len(classes) + 1, len(classes)), np.int64)
+    names, accuracies, seconds, samples = [], [], [], []
+    compile_seconds, programs = 0.0, set()
+    with Progress(count, label) as progress:
+        for i, sample in enumerate(_read_ahead(source)):
+            begin = time.perf_counter()
+            prediction = predictor.predict(params, sample["image"])
+            elapsed = time.perf_counter() - begin
+            program = predictor.program(prediction.shape)
+            if program in programs:
+                seconds.append(elapsed)
+            else:
+                programs.add(program)
+                compile_seconds += elapsed
+            of_image = metrics.confusion(prediction, sample["label"], len(classes))
+            matrix += of_image
+            names.append(sample["name"])
+            accuracies.append(metrics.ratio(of_image.trace(), of_image[:-1].sum()))
+            if i in wanted:
+                samples.append(Sample(sample["name"], sample["image"], sample["label"], prediction))
+            progress.update(i + 1)
+    return EvalResult(
+        matrix,
+        classes,
+        tuple(names),
+        tuple(accuracies),
+        tuple(seconds),
+        compile_seconds,
+        tuple(samples),
+    )
+
+
+def _read_ahead(source: Source) -> Iterator[dict]:
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        following = pool.submit(source.__getitem__, 0)
+        for i in range(len(source)):
+            sample = following.result()
+            if i + 1 < len(source):
+                following = pool.submit(source.__getitem__, i + 1)
+            yield sample

@@ -1,7 +1,7 @@
 """Segmentation metrics from one confusion matrix, by the definitions of mmsegmentation.
 
-The matrix is summed over the whole set before anything is divided, so big classes of one image weigh
-as much as their pixels. All scores are fractions; NaN is a class that the set does not have.
+The matrix is summed over the whole set before anything is divided, so a class weighs
+by all its pixels, not by images. All scores are fractions; NaN is a class that the set does not have.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,8 @@ def confusion(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarr
 class Scores:
     """Fractions: float64[K] per class, and the three means that papers report.
 
-    ``recall`` and mmseg's "Acc" are the same number, as are ``dice`` and the F-score, except for a
-    class that is predicted but never labelled: it has IoU, dice and precision 0 but no recall and no
-    F-score.
+    ``recall`` is mmseg's "Acc". ``dice`` and ``fscore`` are the same number, except for a class that
+    is predicted but never labelled: it has IoU, dice and precision 0, but no recall and no F-score.
     """
 
     names: tuple[str, ...]
@@ -72,8 +71,13 @@ def summarise(matrix: np.ndarray, names: Sequence[str]) -> Scores:
             dice=2 * hit / (labelled + predicted),
             fscore=2 * precision * recall / (precision + recall),
             pixels=labelled,
-            pixel_accuracy=float(hit.sum() / labelled.sum()),
+            pixel_accuracy=ratio(hit.sum(), labelled.sum()),
         )
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole; NaN where there is nothing."""
+    return float(part / whole) if whole else float("nan")
 
 
 def nan_mean(values: np.ndarray) -> float:

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int
 class Taps(NamedTuple):
     """Output i of an axis is ``(1 - share[i]) * input[left[i]] + share[i] * input[right[i]]``."""
 
-    left: Int[Array, "n_out"]
-    right: Int[Array, "n_out"]
-    share: Float[Array, "n_out"]
+    left: Int[Array, " n_out"]
+    right: Int[Array, " n_out"]
+    share: Float[Array, " n_out"]
 
 
 def bilinear_taps(n_in: int, n_out: int) -> Taps:
@@ -41,9 +41,7 @@ def bilinear_matrix(n_in: int, n_out: int) -> np.ndarray:
     return matrix
 
 
-def resize_bilinear(
-    x: Float[Array, "*n h w c"], size: tuple[int, int]
-) -> Float[Array, "*n H W c"]:
+def resize_bilinear(x: Float[Array, "*n h w c"], size: tuple[int, int]) -> Float[Array, "*n H W c"]:
     """Resize the two axes before the last, as two matrix products; the same size is the identity.
 
     The products run in the full precision of ``x``: accelerators would round float32 to ten bits.

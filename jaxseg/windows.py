@@ -1,8 +1,8 @@
 """Sliding windows: where they lie, and how their scores become one map.
 
-The layout is mmsegmentation's, except that a side shorter than the crop is filled up to the crop with
-zeros (the mean colour of a normalised image) where mmseg takes a smaller window: every window has
-one static shape. Scores of the filling are cut away, but the network has seen it.
+The layout is mmsegmentation's, except that a side shorter than the crop is filled up to it with zeros
+(the mean colour of a normalised image) where mmseg takes a smaller window: every window has the one
+static shape. Scores of the filling are cut away, but the network has seen it.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def cut(image: np.ndarray, starts: np.ndarray, crop: Size) -> np.ndarray:
 
 
 def coverage(size: Size, crop: Size, stride: Size) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [h] and [w]: how many windows see each row and column; a pixel's count is the product."""
+    """float32 [h] and [w]: windows over each row and column; a pixel's count is the product."""
     counts = []
     for length, window, step in zip(filled(size, crop), crop, stride, strict=True):
         count = np.zeros(length, np.float32)

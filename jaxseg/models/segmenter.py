@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
@@ -129,6 +130,21 @@ class Network:
         """(parameters, statistics) from one dict that holds both, as a weights file does."""
         stats = {n: v for n, v in arrays.items() if n.endswith((".mean", ".var"))}
         return {n: v for n, v in arrays.items() if n not in stats}, stats
+
+    def scorer(self, *, bfloat16: bool):
+        """``score(arrays, images float32[B,H,W,3]) -> float32[B,H,W,K]``: pixel scores, pure.
+
+        ``arrays`` holds parameters and statistics in one dict.
+        """
+
+        def score(arrays, images):
+            params, stats = self.split(arrays)
+            if bfloat16:
+                params = {name: value.astype(jnp.bfloat16) for name, value in params.items()}
+                images = images.astype(jnp.bfloat16)
+            return self.bind(params, stats).pixel_scores(images)
+
+        return score
 
 
 def stats_of(model: Segmenter) -> Arrays:
