@@ -29,7 +29,8 @@ def train(config, workdir: str, command: str) -> None:
     from jaxseg.convert.start import start_from
     from jaxseg.data.pipeline import train_batches
     from jaxseg.inference import Predictor, evaluate
-    from jaxseg.models.segmenter import create
+    from jaxseg.models.initial import draw
+    from jaxseg.models.segmenter import network, shapes
     from jaxseg.optim import learning_rate, make_optimizer
     from jaxseg.parallel import AXIS
     from jaxseg.progress import Progress
@@ -40,11 +41,14 @@ def train(config, workdir: str, command: str) -> None:
     source = build.make_source(config, "train")
     held_out = build.make_source(config, "val")
     classes = source.classes
-    print(f"data: {len(source)} training and {len(held_out)} validation images, {len(classes)} classes")
+    print(
+        f"data: {len(source)} training and {len(held_out)} validation images, {len(classes)} classes"
+    )
 
     # ---- model ------------------------------------------------------------------------------------
     spec = build.segmenter_spec(config, len(classes))
-    network, params, stats = create(spec, config.seed, AXIS)
+    model = network(spec, AXIS)
+    params, stats = draw(*shapes(spec), config.seed)
     if config.init_from:
         params, stats, note = start_from(config.init_from, spec, params, stats)
         print(f"start: {note}")
@@ -54,9 +58,9 @@ def train(config, workdir: str, command: str) -> None:
     plan, optim = build.train_spec(config), build.optim_spec(config)
     optimizer = make_optimizer(optim, params)
     rate = learning_rate(optim)
-    step = training.make_step(network, optimizer, rate, plan)
+    step = training.make_step(model, optimizer, rate, plan)
     state = training.initial_state(params, stats, optimizer, plan)
-    score = network.scorer(bfloat16=plan.bfloat16)
+    score = model.scorer(bfloat16=plan.bfloat16)
     predictor = Predictor(score, build.eval_spec(config))
 
     # ---- start: fresh, or where the newest intact checkpoint ended --------------------------------

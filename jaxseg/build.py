@@ -72,9 +72,7 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
     if tuple(sorted(set(model.taps))) != tuple(model.taps) or not model.taps:
         raise UserError(f"model.taps={model.taps}: name blocks once each, in rising order")
     if model.taps[-1] >= depth or model.taps[0] < 0:
-        raise UserError(
-            f"model.taps={model.taps}: ViT-{model.variant} has blocks 0 to {depth - 1}"
-        )
+        raise UserError(f"model.taps={model.taps}: ViT-{model.variant} has blocks 0 to {depth - 1}")
     patch = model.patch
     vit = ViTSpec(
         width=width,

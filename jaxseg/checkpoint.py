@@ -79,7 +79,7 @@ class Checkpoints:
         """
         if not self._primary:
             return
-        self.wait()
+        self._finish()
         arrays = {name: np.asarray(leaf) for name, leaf in _flatten(state)[0].items()}
         self._check_space(sum(array.nbytes for array in arrays.values()))
         if metric is not None:
@@ -87,23 +87,15 @@ class Checkpoints:
         self._running = step, self._thread.submit(self._write, step, arrays, metric)
 
     def wait(self) -> None:
-        """Until the save is complete. Raises UserError if it has failed."""
-        if self._running is None:
-            return
-        (step, future), self._running = self._running, None
-        try:
-            future.result()
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"{self._path(step)}: could not be saved ({reason[:200]}); "
-                f"check the disk, then resume from the step before"
-            ) from error
+        """Until the save is complete, for all processes. Raises UserError if it has failed."""
+        self._finish()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoint")
 
     def close(self) -> None:
         """Finish a running save and release the threads."""
         try:
-            self.wait()
+            self._finish()  # no waiting for other processes: this one may be leaving on an error
         finally:
             self._thread.shutdown()
             self._orbax.close()
@@ -137,7 +129,7 @@ class Checkpoints:
         renamed and reported in one line. Raises UserError if nothing intact is there, and if the
         state does not have the template's names, shapes and dtypes.
         """
-        self.wait()
+        self._finish()
         found = self._newest_intact(step) if self._primary else None
         if jax.process_count() > 1:  # one process decides: the others would race with its renaming
             number = np.int32(-1 if found is None else found)
@@ -152,6 +144,19 @@ class Checkpoints:
         names, structure = _flatten(template)
         _check_fits(arrays, names, str(self._path(found)))
         return found, jax.tree.unflatten(structure, [arrays[name] for name in names])
+
+    def _finish(self) -> None:
+        if self._running is None:
+            return
+        (step, future), self._running = self._running, None
+        try:
+            future.result()
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{self._path(step)}: could not be saved ({reason[:200]}); "
+                f"check the disk, then resume from the step before"
+            ) from error
 
     def _write(self, step: int, arrays: dict[str, np.ndarray], metric: float | None) -> None:
         """In the background: save, make it count, drop the steps that need not be kept."""

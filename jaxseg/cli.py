@@ -44,7 +44,9 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as error:
         raise UserError(f"{_one_line(error)}; see --help") from error
     except OSError as error:
-        raise UserError(f"--config: cannot read {error.filename}; name a file of configs/") from error
+        raise UserError(
+            f"--config: cannot read {error.filename}; name a file of configs/"
+        ) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # from ml_collections
         raise UserError(f"--config: {_one_line(error)}") from error
 

@@ -54,7 +54,11 @@ def defaults() -> ConfigDict:
     model.final_norm = False  # normalise the output of the last block (SETR)
     model.drop_path = 0.1  # stochastic depth of the last block, linear from 0
     model.head = "atm"  # atm (DToP's SegViT) | cascade (SegViT v1) | conv (SETR, FCN)
-    model.taps = (5, 7, 11)  # blocks (0-based) that heads read; atm, conv: one head each, the last answers
+    model.taps = (
+        5,
+        7,
+        11,
+    )  # blocks (0-based) that heads read; atm, conv: one head each, the last answers
     model.head_width = 384  # ATM: width of the class queries; conv: channels
     model.head_heads = 6  # ATM: attention heads
     model.head_layers = 3  # ATM: decoder layers; conv: convolutions
@@ -66,7 +70,9 @@ def defaults() -> ConfigDict:
     optim.name = "adamw"  # adamw | sgd (momentum 0.9)
     optim.lr = 2e-5
     optim.weight_decay = 0.01
-    optim.lr_multipliers = (("^heads", 10.0),)  # (regex on parameter names, factor); first match wins
+    optim.lr_multipliers = (
+        ("^heads", 10.0),
+    )  # (regex on parameter names, factor); first match wins
     optim.no_decay = ()  # regexes of parameters without weight decay
     optim.clip_norm = 0.0  # global gradient norm; 0 = no clipping
     optim.warmup_steps = 1500
@@ -87,7 +93,9 @@ def defaults() -> ConfigDict:
     train.max_bad_steps = 20  # stop after so many non-finite steps in a row (each is skipped)
 
     config.eval = evaluation = ConfigDict()
-    evaluation.split = "test"  # which of data.train, data.val, data.test; or any split of the data set
+    evaluation.split = (
+        "test"  # which of data.train, data.val, data.test; or any split of the data set
+    )
     evaluation.resize = (2048, 512)  # fit inside (long, short), aspect kept; () = native size
     evaluation.mode = "slide"  # slide | whole
     evaluation.crop = (512, 512)  # slide: window

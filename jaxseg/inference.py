@@ -23,10 +23,8 @@ from jaxseg.data.classes import Classes, Source
 from jaxseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, keep_ratio_size, test_image
 from jaxseg.errors import UserError
 from jaxseg.progress import Progress
-from jaxseg.resize import Taps, bilinear_taps, interpolate
+from jaxseg.windows import Size
 
-_BUCKET = 64
-Size = tuple[int, int]  # (height, width)
 Score = Callable[[dict, Float[Array, "b h w 3"]], Float[Array, "b h w K"]]
 
 
@@ -83,38 +81,41 @@ class Predictor:
         views = self._views(params, image)
         total, last = None, next(views)
         for view in views:
-            total, last = _add(total, last), view
-        return np.asarray(_label(total, last))[:height, :width]
+            total, last = windows.add_view(total, last), view
+        return np.asarray(windows.label_views(total, last))[:height, :width]
 
     def scores(self, params: dict, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W K"]:
         """Mean scores over scales and mirror images at the image's own size, on the host."""
         height, width = image.shape[:2]
         total = None
         for view in self._views(params, image):
-            total = _add(total, view)
-        return np.asarray(total)[:height, :width] / np.float32(
-            len(self.spec.scales) * (1 + self.spec.flip)
-        )
+            total = windows.add_view(total, view)
+        views = len(self.spec.scales) * (1 + self.spec.flip)
+        return np.asarray(total)[:height, :width] / np.float32(views)
 
     def program(self, size: Size) -> tuple:
         """Images of equal ``program`` share all compiled code; a new one has to be compiled."""
         resized = [self._resized(size, scale) for scale in self.spec.scales]
-        canvases = resized if self.spec.mode == "whole" else [self._canvas(r) for r in resized]
-        return _bucket(size), self._keeps(size), tuple(canvases)
+        canvases = (
+            resized
+            if self.spec.mode == "whole"
+            else [windows.canvas_size(r, self.spec.crop) for r in resized]
+        )
+        return windows.bucket(size), self._keeps(size), tuple(canvases)
 
     @functools.cached_property
     def _score(self) -> Score:
         return jax.jit(self.score)
 
-    def _views(self, params: dict, image: np.ndarray) -> Iterator["_View"]:
+    def _views(self, params: dict, image: np.ndarray) -> Iterator[windows.View]:
         """The scores of each resized, perhaps mirrored copy, and the way back to the original."""
         size, spec = image.shape[:2], self.spec
         for scale in spec.scales:
             small = test_image(image, *self._fit(size, scale), spec.mean, spec.std)
             for mirrored in (False, True)[: 1 + spec.flip]:
                 canvas, coverage = self._map(params, small[:, ::-1] if mirrored else small)
-                taps = None if self._keeps(size) else _taps(small.shape[:2], size, mirrored)
-                yield _View(canvas, coverage, taps)
+                taps = None if self._keeps(size) else windows.taps(small.shape[:2], size, mirrored)
+                yield windows.View(canvas, coverage, taps)
 
     def _map(self, params: dict, image: np.ndarray):
         """Scores of a normalised image at its size or larger, and what to divide them by."""
@@ -129,15 +130,11 @@ class Predictor:
             batch = slice(first, first + spec.batch_size)
             scores = self._score(params, windows.cut(image, padded[batch], spec.crop))
             if canvas is None:
-                canvas = jnp.zeros((*self._canvas(size), scores.shape[-1]), jnp.float32)
+                extent = windows.canvas_size(size, spec.crop)
+                canvas = jnp.zeros((*extent, scores.shape[-1]), jnp.float32)
             real = np.int32(len(starts[batch]))
-            canvas = _add_windows(canvas, scores, padded[batch], real)
-        counts = windows.coverage(size, spec.crop, spec.stride)
-        rows, columns = (
-            np.pad(count, (0, length - len(count)), constant_values=1)
-            for count, length in zip(counts, canvas.shape, strict=False)
-        )
-        return canvas, (rows, columns)
+            canvas = windows.add_windows(canvas, scores, padded[batch], real)
+        return canvas, windows.coverage(size, spec.crop, spec.stride, canvas.shape[:2])
 
     def _fit(self, size: Size, scale: float) -> tuple[int | None, int | None]:
         """(long, short) for `test_image`; None and None where nothing is resized."""
@@ -156,53 +153,6 @@ class Predictor:
         return (
             len(spec.scales) == 1 and not spec.flip and self._resized(size, spec.scales[0]) == size
         )
-
-    def _canvas(self, size: Size) -> Size:
-        return _bucket(windows.filled(size, self.spec.crop))
-
-
-class _View(NamedTuple):
-    canvas: Float[Array, "h w K"]
-    coverage: tuple[Float[Array, " h"], Float[Array, " w"]] | None  # divide by their product
-    taps: tuple[Taps, Taps] | None  # rows and columns of the original; None: same size
-
-
-_add_windows = jax.jit(windows.add_windows, donate_argnums=0)
-
-
-def _bucket(size: Size) -> Size:
-    height, width = (-(-side // _BUCKET) * _BUCKET for side in size)
-    return height, width
-
-
-def _taps(size: Size, original: Size, mirrored: bool) -> tuple[Taps, Taps]:
-    """Taps from ``size`` to ``original``, filled up to its bucket; mirrored, turned back."""
-    rows, columns = (bilinear_taps(a, b) for a, b in zip(size, original, strict=True))
-    if mirrored:
-        columns = Taps(*(values[::-1] for values in columns))
-    height, width = _bucket(original)
-    return _fill(rows, height), _fill(columns, width)
-
-
-def _fill(taps: Taps, length: int) -> Taps:
-    return Taps(*(np.pad(values, (0, length - len(values))) for values in taps))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _add(total: Float[Array, "H W K"] | None, view: _View) -> Float[Array, "H W K"]:
-    scores = view.canvas.astype(jnp.float32)
-    if view.coverage is not None:
-        rows, columns = view.coverage
-        scores = scores / (rows[:, None, None] * columns[:, None])
-    if view.taps is not None:
-        scores = interpolate(scores, *view.taps)
-    return scores if total is None else total + scores
-
-
-@jax.jit
-def _label(total: Float[Array, "H W K"] | None, last: _View) -> UInt8[Array, "H W"]:
-    # One program, so that the scores at full size of a single view need never be stored.
-    return jnp.argmax(_add(total, last), axis=-1).astype(jnp.uint8)
 
 
 class Sample(NamedTuple):

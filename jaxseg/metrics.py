@@ -1,7 +1,7 @@
 """Segmentation metrics from one confusion matrix, by the definitions of mmsegmentation.
 
-The matrix is summed over the whole set before anything is divided, so a class weighs
-by all its pixels, not by images. All scores are fractions; NaN is a class that the set does not have.
+The matrix is summed over the whole set before anything is divided. All scores are fractions; NaN is
+a class that the set does not have.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,9 @@ def confusion(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarr
 class Scores:
     """Fractions: float64[K] per class, and the three means that papers report.
 
-    ``recall`` is mmseg's "Acc". ``dice`` and ``fscore`` are the same number, except for a class that
-    is predicted but never labelled: it has IoU, dice and precision 0, but no recall and no F-score.
+    ``recall`` is mmseg's "Acc". ``dice`` and ``fscore`` are the same number, except for a class
+    that is predicted but never right: it has dice 0 but no F-score (0 / 0), as in mmseg. A class
+    that is never labelled has no recall.
     """
 
     names: tuple[str, ...]

@@ -51,7 +51,9 @@ def load(directory: str) -> StoredModel:
         classes = Classes(names, colours)
         text = json.dumps(stored["config"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{origin}: damaged ({error!r}); restore it from the training run") from None
+        raise UserError(
+            f"{origin}: damaged ({error!r}); restore it from the training run"
+        ) from None
     config = configuration.from_json(text, origin)
     arrays, _ = load_weights(folder / WEIGHTS)
     return StoredModel(arrays, config, classes)

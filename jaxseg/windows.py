@@ -1,16 +1,23 @@
-"""Sliding windows: where they lie, and how their scores become one map.
+"""Sliding windows: where they lie, and how their scores become one map of the image.
 
-The layout is mmsegmentation's, except that a side shorter than the crop is filled up to it with zeros
-(the mean colour of a normalised image) where mmseg takes a smaller window: every window has the one
-static shape. Scores of the filling are cut away, but the network has seen it.
+The layout is mmsegmentation's, except that a side shorter than the crop is filled up to it with
+zeros (the mean colour of a normalised image) where mmseg takes a smaller window: every window has
+the one static shape. Scores of the filling are cut away, but the network has seen it.
+
+A canvas is a score map in a shape that many images share, its sides rounded up to a `bucket`; where
+the image ends in it, and what its size was originally, is data.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
+
+from jaxseg.resize import Taps, bilinear_taps, interpolate
 
 Size = tuple[int, int]  # (height, width)
 
@@ -27,47 +34,93 @@ def window_starts(size: Size, crop: Size, stride: Size) -> np.ndarray:
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def filled(size: Size, crop: Size) -> Size:
-    """Size of an image after filling it up to at least one crop."""
-    return max(size[0], crop[0]), max(size[1], crop[1])
-
-
 def cut(image: np.ndarray, starts: np.ndarray, crop: Size) -> np.ndarray:
     """float32 [n, *crop, 3]: the windows of an image [h, w, 3], zeros beyond its edge."""
-    height, width = image.shape[:2]
     windows = np.zeros((len(starts), *crop, 3), np.float32)
     for window, (y, x) in zip(windows, starts, strict=True):
-        part = image[y : min(y + crop[0], height), x : min(x + crop[1], width)]
+        part = image[y : y + crop[0], x : x + crop[1]]
         window[: part.shape[0], : part.shape[1]] = part
     return windows
 
 
-def coverage(size: Size, crop: Size, stride: Size) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [h] and [w]: windows over each row and column; a pixel's count is the product."""
+def bucket(size: Size) -> Size:
+    """Sides rounded up to multiples of 64 pixels."""
+    height, width = (-(-side // 64) * 64 for side in size)
+    return height, width
+
+
+def canvas_size(size: Size, crop: Size) -> Size:
+    """Where all windows of an image of ``size`` fit, in a shape that similar sizes share."""
+    return bucket((max(size[0], crop[0]), max(size[1], crop[1])))
+
+
+def coverage(
+    size: Size, crop: Size, stride: Size, canvas: Size
+) -> tuple[Float[np.ndarray, " h"], Float[np.ndarray, " w"]]:
+    """Windows over each row and each column (1 where none); the product counts those of a pixel."""
     counts = []
-    for length, window, step in zip(filled(size, crop), crop, stride, strict=True):
-        count = np.zeros(length, np.float32)
+    for length, window, step, extent in zip(size, crop, stride, canvas, strict=True):
+        count = np.zeros(extent, np.float32)
         for start in axis_starts(length, window, step):
             count[start : start + window] += 1
-        counts.append(count)
+        counts.append(np.maximum(count, 1))
     return counts[0], counts[1]
 
 
+@functools.partial(jax.jit, donate_argnums=0)
 def add_windows(
     canvas: Float[Array, "h w K"],
     scores: Float[Array, "n ch cw K"],
     starts: Int[Array, "n 2"],
     real: Int[Array, ""],
 ) -> Float[Array, "h w K"]:
-    """Adds the first ``real`` windows to the canvas; the others fill a batch up."""
-    crop = scores.shape[1:]
+    """Adds the first ``real`` windows to the canvas (donated); the others only fill the batch."""
 
     def add(i, canvas):
         corner = (starts[i, 0], starts[i, 1], jnp.zeros((), starts.dtype))
-        under = jax.lax.dynamic_slice(canvas, corner, crop)
+        under = jax.lax.dynamic_slice(canvas, corner, scores.shape[1:])
         return jax.lax.dynamic_update_slice(canvas, under + scores[i].astype(canvas.dtype), corner)
 
     return jax.lax.fori_loop(0, real, add, canvas)
+
+
+class View(NamedTuple):
+    """Scores of one resized, perhaps mirrored copy of an image, and the way back to its size."""
+
+    canvas: Float[Array, "h w K"]
+    coverage: tuple[Float[Array, " h"], Float[Array, " w"]] | None = None  # None: 1 everywhere
+    taps: tuple[Taps, Taps] | None = None  # rows and columns of the original; None: same size
+
+
+def taps(size: Size, original: Size, mirrored: bool) -> tuple[Taps, Taps]:
+    """Taps from a view of ``size`` to the bucket of the original; mirrored ones turn it back."""
+    rows, columns = (bilinear_taps(*axis) for axis in zip(size, original, strict=True))
+    if mirrored:
+        columns = Taps(*(values[::-1] for values in columns))
+    height, width = bucket(original)
+    return _fill(rows, height), _fill(columns, width)
+
+
+def _fill(taps: Taps, length: int) -> Taps:
+    return Taps(*(np.pad(values, (0, length - len(values))) for values in taps))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def add_view(total: Float[Array, "H W K"] | None, view: View) -> Float[Array, "H W K"]:
+    """``total`` (donated; None is zero) plus the scores of the view at the original's size."""
+    scores = view.canvas.astype(jnp.float32)
+    if view.coverage is not None:
+        rows, columns = view.coverage
+        scores = scores / (rows[:, None, None] * columns[:, None])
+    if view.taps is not None:
+        scores = interpolate(scores, *view.taps)
+    return scores if total is None else total + scores
+
+
+@jax.jit
+def label_views(total: Float[Array, "H W K"] | None, last: View) -> UInt8[Array, "H W"]:
+    """Argmax after adding the last view. One program: a single view's sum is never stored."""
+    return jnp.argmax(add_view(total, last), axis=-1).astype(jnp.uint8)
 
 
 def slide_scores(
@@ -80,7 +133,7 @@ def slide_scores(
     size = image.shape[1:3]
     starts = window_starts(size, crop, stride)
     scores = score(cut(np.asarray(image[0]), starts, crop))
-    canvas = jnp.zeros((*filled(size, crop), scores.shape[-1]), jnp.float32)
+    canvas = jnp.zeros((*canvas_size(size, crop), scores.shape[-1]), jnp.float32)
     canvas = add_windows(canvas, scores, starts, len(starts))
-    rows, columns = coverage(size, crop, stride)
-    return (canvas / (rows[:, None, None] * columns[:, None]))[: size[0], : size[1]]
+    view = View(canvas, coverage(size, crop, stride, canvas.shape[:2]))
+    return add_view(None, view)[: size[0], : size[1]]

@@ -54,7 +54,7 @@ def lowered(source: dict, names: tuple[str, ...]) -> dict:
 
 
 def make_vit(source: dict, spec: ViTSpec) -> ViT:
-    module = ViT(spec, nnx.Rngs(0))
+    module = ViT(spec)
     wanted = module_shapes(module, "vit.")
     flat = backbone.convert_vit(source, spec, wanted, "fixture")
     return bind(module, {name[4:]: value for name, value in flat.items()})
@@ -301,7 +301,7 @@ def segvit(data: dict, check) -> None:
     )
     levels, size = config["use_stages"], (config["img_size"],) * 2
     source = weights_below(data, "weights/atm/")
-    module = CascadeHead(config["in_channels"], spec, levels, nnx.Rngs(0))
+    module = CascadeHead(config["in_channels"], spec, levels)
     rules = heads.cascade_rules("", "", levels)
     features = [data[f"in/feat{i}"] for i in range(levels)]
     grid = features[0].shape[2:]
@@ -375,7 +375,7 @@ def heads_part(data: dict, check) -> None:
             up_scale=int(words.get("up_scale", 1)),
             norm=name.startswith("setr"),
         )
-        module = ConvHead(feature.shape[1], spec, None, nnx.Rngs(0))
+        module = ConvHead(feature.shape[1], spec, None)
         source = weights_below(data, f"weights/{name}/")
         flat = convert(source, heads.conv_rules("", ""), module_shapes(module, ""), "fixture")
         head = bind(module, flat)
@@ -389,9 +389,7 @@ def heads_part(data: dict, check) -> None:
             low = head([tap * 2.0**-6 for tap in taps], grid)
             check.equal(f"{name}/lowvar_head_logits", low.transpose(0, 3, 1, 2))
         if f"out/{name}/logits_fullres_every2" in check.outputs:
-            check.equal(
-                f"{name}/logits_fullres_every2", full.transpose(0, 3, 1, 2)[..., ::2, ::2]
-            )
+            check.equal(f"{name}/logits_fullres_every2", full.transpose(0, 3, 1, 2)[..., ::2, ::2])
         if f"out/{name}/argmax_fullres" in check.outputs:
             check.equal(f"{name}/argmax_fullres", full.argmax(-1), full)
 

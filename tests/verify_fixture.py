@@ -68,9 +68,7 @@ def tolerances(path: pathlib.Path) -> dict[str, str]:
     with open(path.parent / "INDEX.tsv", newline="") as file:
         rows = [row for row in csv.reader(file, delimiter="\t") if len(row) >= 7]
     own = {key: tolerance for name, key, *_, tolerance in rows if name == path.stem}
-    family = {
-        key: tolerance for name, key, *_, tolerance in rows if name[:2] == path.name[:2]
-    }
+    family = {key: tolerance for name, key, *_, tolerance in rows if name[:2] == path.name[:2]}
     return own or family
 
 

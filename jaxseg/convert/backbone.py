@@ -51,7 +51,9 @@ def augreg_rules(final_norm: bool) -> tuple[Rule, ...]:
     block, ours = r"Transformer/encoderblock_(\d+)/", r"vit.blocks.\1."
 
     def dense(source, target):
-        return copy(source + "/kernel", target + ".kernel"), copy(source + "/bias", target + ".bias")
+        return copy(source + "/kernel", target + ".kernel"), copy(
+            source + "/bias", target + ".bias"
+        )
 
     def scale(source, target):
         return copy(source + "/scale", target + ".scale"), copy(source + "/bias", target + ".bias")
@@ -83,7 +85,9 @@ def augreg_rules(final_norm: bool) -> tuple[Rule, ...]:
     )
 
 
-def convert_vit(source: Mapping[str, np.ndarray], spec: ViTSpec, shapes: dict, origin: str) -> Arrays:
+def convert_vit(
+    source: Mapping[str, np.ndarray], spec: ViTSpec, shapes: dict, origin: str
+) -> Arrays:
     """Backbone parameters ("vit.*") from a timm, mmsegmentation or AugReg state, told by its names.
 
     ``shapes`` holds the shapes of the backbone's parameters. A position embedding of another grid is
@@ -99,7 +103,9 @@ def convert_vit(source: Mapping[str, np.ndarray], spec: ViTSpec, shapes: dict, o
         rules, names = mmseg_rules(spec.final_norm), ("cls_token", "pos_embed")
     else:
         first = ", ".join(list(source)[:3])
-        raise UserError(f"{origin}: neither an AugReg, a timm nor an mmsegmentation ViT ({first} ...)")
+        raise UserError(
+            f"{origin}: neither an AugReg, a timm nor an mmsegmentation ViT ({first} ...)"
+        )
     return convert(_positions(source, names, spec, origin), rules, shapes, origin)
 
 
@@ -150,7 +156,9 @@ def _joined_attention(source: Mapping[str, np.ndarray]) -> dict:
         if match is None:
             out[name] = array
         elif match[2] == "query":
-            parts = [np.asarray(source[f"{match[1]}{p}/{match[3]}"]) for p in ("query", "key", "value")]
+            parts = [
+                np.asarray(source[f"{match[1]}{p}/{match[3]}"]) for p in ("query", "key", "value")
+            ]
             lead = parts[0].shape[:-2]
             out[f"{match[1]}qkv/{match[3]}"] = np.concatenate(
                 [part.reshape(*lead, -1) for part in parts], axis=-1

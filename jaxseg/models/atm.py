@@ -3,7 +3,6 @@
 The scores of the last cross-attention, averaged over its heads, are the mask logits of each class.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxseg.models.layers import dropout, linear_002, subkeys
+from jaxseg.models.layers import LayerNorm, Linear, dropout, subkeys
 
 DROPOUT = 0.1  # the released decoder drops at every place with this rate
 
@@ -29,12 +28,12 @@ class AtmSpec:
 class QueryAttention(nnx.Module):
     """Multi-head attention of queries to a memory."""
 
-    def __init__(self, width: int, heads: int, linear: Callable, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int):
         self.heads = heads
-        self.q = linear(width, width, rngs)
-        self.k = linear(width, width, rngs)
-        self.v = linear(width, width, rngs)
-        self.out = linear(width, width, rngs)
+        self.q = Linear(width, width)
+        self.k = Linear(width, width)
+        self.v = Linear(width, width)
+        self.out = Linear(width, width)
 
     def __call__(
         self,
@@ -58,14 +57,14 @@ class QueryAttention(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Post-norm: queries see each other, then the tokens, then a ReLU MLP."""
 
-    def __init__(self, spec: AtmSpec, linear: Callable, rngs: nnx.Rngs):
-        self.self_attn = QueryAttention(spec.width, spec.heads, linear, rngs)
-        self.cross_attn = QueryAttention(spec.width, spec.heads, linear, rngs)
-        self.fc1 = linear(spec.width, 4 * spec.width, rngs)
-        self.fc2 = linear(4 * spec.width, spec.width, rngs)
-        self.norm1 = nnx.LayerNorm(spec.width, epsilon=1e-5, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(spec.width, epsilon=1e-5, rngs=rngs)
-        self.norm3 = nnx.LayerNorm(spec.width, epsilon=1e-5, rngs=rngs)
+    def __init__(self, spec: AtmSpec):
+        self.self_attn = QueryAttention(spec.width, spec.heads)
+        self.cross_attn = QueryAttention(spec.width, spec.heads)
+        self.fc1 = Linear(spec.width, 4 * spec.width)
+        self.fc2 = Linear(4 * spec.width, spec.width)
+        self.norm1 = LayerNorm(spec.width, 1e-5)
+        self.norm2 = LayerNorm(spec.width, 1e-5)
+        self.norm3 = LayerNorm(spec.width, 1e-5)
 
     def __call__(self, queries, memory, *, key):
         keys = subkeys(key, 6)
@@ -78,17 +77,12 @@ class DecoderLayer(nnx.Module):
 
 
 class AtmDecoder(nnx.Module):
-    """Project the tokens, then run the queries through the layers (no final norm).
+    """Project the tokens, then run the queries through the layers (no final norm)."""
 
-    ``linear`` builds its linear layers and with that chooses their initial weights. Departures at
-    the start of training: the released code draws the packed self-attention projection by xavier,
-    and where it leaves torch's defaults (DToP's auxiliary heads) its layers start as exact copies.
-    """
-
-    def __init__(self, token_width: int, spec: AtmSpec, linear: Callable, rngs: nnx.Rngs):
-        self.input_proj = linear_002(token_width, spec.width, rngs)
-        self.input_norm = nnx.LayerNorm(spec.width, epsilon=1e-5, rngs=rngs)
-        self.layers = nnx.List([DecoderLayer(spec, linear, rngs) for _ in range(spec.layers)])
+    def __init__(self, token_width: int, spec: AtmSpec):
+        self.input_proj = Linear(token_width, spec.width)
+        self.input_norm = LayerNorm(spec.width, 1e-5)
+        self.layers = nnx.List([DecoderLayer(spec) for _ in range(spec.layers)])
 
     def __call__(
         self,
@@ -102,11 +96,6 @@ class AtmDecoder(nnx.Module):
         for layer, layer_key in zip(self.layers, subkeys(key, len(self.layers)), strict=True):
             queries, scores = layer(queries, memory, key=layer_key)
         return queries, scores.mean(axis=1).swapaxes(1, 2)
-
-
-def class_queries(spec: AtmSpec, rngs: nnx.Rngs) -> nnx.Param:
-    """The learnt query table [K, d], N(0, 1) at the start (torch's Embedding default)."""
-    return nnx.Param(jax.random.normal(rngs.params(), (spec.classes, spec.width)))
 
 
 def for_batch(table: nnx.Param, tokens: Float[Array, "B N D"]) -> Float[Array, "B K d"]:

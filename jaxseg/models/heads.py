@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from jaxseg import losses
 from jaxseg.losses import Term
-from jaxseg.models.atm import AtmDecoder, AtmSpec, class_queries, for_batch
-from jaxseg.models.layers import Linear, linear_002, linear_torch, subkeys
+from jaxseg.models.atm import AtmDecoder, AtmSpec, for_batch
+from jaxseg.models.layers import BatchNorm, Conv, LayerNorm, Linear, parameter, subkeys
 from jaxseg.resize import resize_bilinear
 
 Grid = tuple[int, int]
@@ -29,17 +29,12 @@ class AtmLogits(NamedTuple):
 
 
 class AtmHead(nnx.Module):
-    """DToP's decoupled ATM head (its "PruneHead"): one tap, own queries, present / absent per class.
+    """DToP's decoupled ATM head (its "PruneHead"): one tap, own queries, present / absent per class."""
 
-    Auxiliary heads start from torch's default weights, because the released code never reaches them
-    with its own initialiser.
-    """
-
-    def __init__(self, token_width: int, spec: AtmSpec, auxiliary: bool, rngs: nnx.Rngs):
-        linear = linear_torch if auxiliary else linear_002
-        self.queries = class_queries(spec, rngs)
-        self.decoder = AtmDecoder(token_width, spec, linear, rngs)
-        self.class_embed = linear(spec.width, 2, rngs)
+    def __init__(self, token_width: int, spec: AtmSpec):
+        self.queries = parameter(spec.classes, spec.width)
+        self.decoder = AtmDecoder(token_width, spec)
+        self.class_embed = Linear(spec.width, 2)
 
     def __call__(
         self, taps: tuple[Float[Array, "B N D"]], grid: Grid, *, key: Key[Array, ""] | None = None
@@ -69,12 +64,10 @@ class AtmHead(nnx.Module):
 class CascadeHead(nnx.Module):
     """SegViT v1: one decoder per tap, deepest first; queries pass on and mask logits add up."""
 
-    def __init__(self, token_width: int, spec: AtmSpec, levels: int, rngs: nnx.Rngs):
-        self.queries = class_queries(spec, rngs)
-        self.decoders = nnx.List(
-            [AtmDecoder(token_width, spec, linear_002, rngs) for _ in range(levels)]
-        )
-        self.class_embed = linear_002(spec.width, spec.classes + 1, rngs)
+    def __init__(self, token_width: int, spec: AtmSpec, levels: int):
+        self.queries = parameter(spec.classes, spec.width)
+        self.decoders = nnx.List([AtmDecoder(token_width, spec) for _ in range(levels)])
+        self.class_embed = Linear(spec.width, spec.classes + 1)
 
     def __call__(
         self,
@@ -92,9 +85,7 @@ class CascadeHead(nnx.Module):
             levels.append(AtmLogits(_on_grid(mask, grid), self.class_embed(queries)))
         return tuple(levels)
 
-    def pixel_scores(
-        self, logits: tuple[AtmLogits, ...], size: Grid
-    ) -> Float[Array, "B H W K"]:
+    def pixel_scores(self, logits: tuple[AtmLogits, ...], size: Grid) -> Float[Array, "B H W K"]:
         """Mask logits are interpolated first; then every query votes for every class."""
         mask, classes = logits[-1]
         mask = jax.nn.sigmoid(resize_bilinear(mask.astype(jnp.float32), size))
@@ -132,29 +123,15 @@ class ConvSpec:
 class ConvHead(nnx.Module):
     """SETR-naive (1x1 convolutions), SETR-PUP (3x3, x2 each) and FCN (no norm, no up-sampling)."""
 
-    def __init__(self, token_width: int, spec: ConvSpec, batch_axis: str | None, rngs: nnx.Rngs):
+    def __init__(self, token_width: int, spec: ConvSpec, batch_axis: str | None):
         self.spec = spec
         if spec.norm:
-            self.norm = nnx.LayerNorm(token_width, epsilon=1e-6, rngs=rngs)
+            self.norm = LayerNorm(token_width, 1e-6)
         widths = [token_width] + [spec.channels] * spec.convs
-        self.convs = nnx.List(
-            [
-                nnx.Conv(i, o, (spec.kernel, spec.kernel), use_bias=False, rngs=rngs)
-                for i, o in zip(widths[:-1], widths[1:], strict=True)
-            ]
-        )
-        # torch's momentum 0.1 is flax's 0.9; statistics are shared between devices (SyncBN).
-        self.bns = nnx.List(
-            [
-                nnx.BatchNorm(
-                    spec.channels, momentum=0.9, epsilon=1e-5, axis_name=batch_axis, rngs=rngs
-                )
-                for _ in range(spec.convs)
-            ]
-        )
-        self.classify = Linear(
-            spec.channels, spec.classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs
-        )
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.convs = nnx.List([Conv(i, o, spec.kernel) for i, o in pairs])
+        self.bns = nnx.List([BatchNorm(spec.channels, batch_axis) for _ in range(spec.convs)])
+        self.classify = Linear(spec.channels, spec.classes)
 
     def __call__(
         self, taps: tuple[Float[Array, "B N D"]], grid: Grid, *, key: Key[Array, ""] | None = None
@@ -162,7 +139,7 @@ class ConvHead(nnx.Module):
         (tokens,) = taps
         x = _on_grid(self.norm(tokens) if self.spec.norm else tokens, grid)
         for conv, bn in zip(self.convs, self.bns, strict=True):
-            x = jax.nn.relu(bn(conv(x), use_running_average=key is None))
+            x = jax.nn.relu(bn(conv(x), training=key is not None))
             if self.spec.up_scale > 1:
                 up = self.spec.up_scale
                 x = resize_bilinear(x, (x.shape[1] * up, x.shape[2] * up))

@@ -39,15 +39,10 @@ class SegmenterSpec:
 class Segmenter(nnx.Module):
     """Images in; logits, pixel scores or loss terms out. ``key`` None means inference."""
 
-    def __init__(self, spec: SegmenterSpec, batch_axis: str | None, rngs: nnx.Rngs):
+    def __init__(self, spec: SegmenterSpec, batch_axis: str | None = None):
         self.spec = spec
-        self.vit = ViT(spec.vit, rngs)
-        self.heads = nnx.List(
-            [
-                _make_head(spec.vit.width, head, i < len(spec.heads) - 1, batch_axis, rngs)
-                for i, head in enumerate(spec.heads)
-            ]
-        )
+        self.vit = ViT(spec.vit)
+        self.heads = nnx.List([_make_head(spec.vit.width, head, batch_axis) for head in spec.heads])
 
     def __call__(
         self,
@@ -97,19 +92,17 @@ class Segmenter(nnx.Module):
         names = [f"aux_{i}" for i in range(len(self.heads) - 1)] + ["decode"]
         return {
             f"{name}.{term}": value
-            for name, head, logits in zip(
-                names, self.heads, self(images, key=key), strict=True
-            )
+            for name, head, logits in zip(names, self.heads, self(images, key=key), strict=True)
             for term, value in head.losses(logits, labels).items()
         }
 
 
-def _make_head(width, head: HeadSpec, auxiliary: bool, batch_axis, rngs) -> Head:
+def _make_head(width: int, head: HeadSpec, batch_axis: str | None) -> Head:
     if isinstance(head.sizes, ConvSpec):
-        return ConvHead(width, head.sizes, batch_axis, rngs)
+        return ConvHead(width, head.sizes, batch_axis)
     if len(head.taps) > 1:
-        return CascadeHead(width, head.sizes, len(head.taps), rngs)
-    return AtmHead(width, head.sizes, auxiliary, rngs)
+        return CascadeHead(width, head.sizes, len(head.taps))
+    return AtmHead(width, head.sizes)
 
 
 @dataclass(frozen=True)
@@ -152,28 +145,14 @@ def stats_of(model: Segmenter) -> Arrays:
     return _flatten(nnx.state(model, nnx.BatchStat))
 
 
-def create(
-    spec: SegmenterSpec, seed: int, batch_axis: str | None = None
-) -> tuple[Network, Arrays, Arrays]:
-    """A network with fresh parameters and batch-normalisation statistics (float32)."""
-
-    @jax.jit  # the key is an argument: a constant one would be folded, slowly, at compile time
-    def fresh(key):
-        model = Segmenter(spec, batch_axis, nnx.Rngs(key))
-        return _flatten(nnx.state(model, nnx.Param)), _flatten(nnx.state(model, nnx.BatchStat))
-
-    return network(spec, batch_axis), *fresh(jax.random.key(seed))
-
-
 def network(spec: SegmenterSpec, batch_axis: str | None = None) -> Network:
-    """The network alone; nothing is computed."""
-    model = nnx.eval_shape(lambda: Segmenter(spec, batch_axis, nnx.Rngs(0)))
-    return Network(spec, nnx.split(model, nnx.Param, nnx.BatchStat)[0])
+    """The network of ``spec``; ``batch_axis`` is where training shares batch statistics."""
+    return Network(spec, nnx.split(Segmenter(spec, batch_axis), nnx.Param, nnx.BatchStat)[0])
 
 
 def shapes(spec: SegmenterSpec) -> tuple[dict, dict]:
-    """Shapes of parameters and statistics as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    model = nnx.eval_shape(lambda: Segmenter(spec, None, nnx.Rngs(0)))
+    """Parameters and statistics as `jax.ShapeDtypeStruct`s under their names."""
+    model = Segmenter(spec)
     return _flatten(nnx.state(model, nnx.Param)), _flatten(nnx.state(model, nnx.BatchStat))
 
 

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from jaxseg.models.attention import attend
-from jaxseg.models.layers import Linear, drop_path, gelu, normal_002, subkeys
+from jaxseg.models.layers import LayerNorm, Linear, drop_path, gelu, parameter, subkeys
 from jaxseg.resize import resize_position_embedding
 
 VARIANTS = {  # width, depth, heads
@@ -41,11 +41,9 @@ class ViTSpec:
 class Mlp(nnx.Module):
     """Linear, exact (erf) GELU, linear."""
 
-    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
-        small = nnx.initializers.normal(1e-6)
-        init = dict(kernel_init=normal_002, bias_init=small, rngs=rngs)
-        self.fc1 = Linear(width, hidden, **init)
-        self.fc2 = Linear(hidden, width, **init)
+    def __init__(self, width: int, hidden: int):
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.fc2(gelu(self.fc1(x)))
@@ -54,10 +52,10 @@ class Mlp(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one packed projection; output columns are [q | k | v]."""
 
-    def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int):
         self.heads = heads
-        self.qkv = Linear(width, 3 * width, kernel_init=normal_002, rngs=rngs)
-        self.out = Linear(width, width, kernel_init=normal_002, rngs=rngs)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         batch, tokens, width = x.shape
@@ -68,11 +66,11 @@ class SelfAttention(nnx.Module):
 class Block(nnx.Module):
     """x += DropPath(attention(norm(x))); x += DropPath(mlp(norm(x)))."""
 
-    def __init__(self, spec: ViTSpec, drop_path_rate: float, rngs: nnx.Rngs):
-        self.norm1 = nnx.LayerNorm(spec.width, epsilon=1e-6, rngs=rngs)
-        self.attn = SelfAttention(spec.width, spec.heads, rngs)
-        self.norm2 = nnx.LayerNorm(spec.width, epsilon=1e-6, rngs=rngs)
-        self.mlp = Mlp(spec.width, spec.width * spec.mlp_ratio, rngs)
+    def __init__(self, spec: ViTSpec, drop_path_rate: float):
+        self.norm1 = LayerNorm(spec.width, 1e-6)
+        self.attn = SelfAttention(spec.width, spec.heads)
+        self.norm2 = LayerNorm(spec.width, 1e-6)
+        self.mlp = Mlp(spec.width, spec.width * spec.mlp_ratio)
         self.drop_path_rate = drop_path_rate
 
     def __call__(
@@ -86,19 +84,16 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """Patches in, tokens out. Tokens are raster order after an optional class token."""
 
-    def __init__(self, spec: ViTSpec, rngs: nnx.Rngs):
+    def __init__(self, spec: ViTSpec):
         self.spec = spec
-        patch_values = spec.patch * spec.patch * 3
-        self.patch_embed = Linear(
-            patch_values, spec.width, kernel_init=nnx.initializers.kaiming_normal(), rngs=rngs
-        )
-        self.pos_embed = nnx.Param(normal_002(rngs.params(), (*spec.grid, spec.width)))
+        self.patch_embed = Linear(spec.patch * spec.patch * 3, spec.width)
+        self.pos_embed = parameter(*spec.grid, spec.width)
         if spec.class_token:  # holds the token and its position embedding in one vector
-            self.class_token = nnx.Param(normal_002(rngs.params(), (spec.width,)))
+            self.class_token = parameter(spec.width)
         rates = [spec.drop_path * i / max(spec.depth - 1, 1) for i in range(spec.depth)]
-        self.blocks = nnx.List([Block(spec, rate, rngs) for rate in rates])
+        self.blocks = nnx.List([Block(spec, rate) for rate in rates])
         if spec.final_norm:
-            self.norm = nnx.LayerNorm(spec.width, epsilon=1e-6, rngs=rngs)
+            self.norm = LayerNorm(spec.width, 1e-6)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image; a partial patch counts as one."""
