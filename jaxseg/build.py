@@ -45,6 +45,16 @@ def make_source(config: ConfigDict, which: str) -> Source:
     return source(data.name, data.root, split)
 
 
+def class_count(config: ConfigDict) -> int:
+    """How many classes the data set has; of a prepared one without looking at its files."""
+    _one_of("data.name", config.data.name, DATA_SETS)
+    if config.data.name in ("folder", "shapes"):
+        return len(make_source(config, "train").classes)
+    from jaxseg.data.builders import BUILDERS
+
+    return len(BUILDERS[config.data.name].CLASSES)
+
+
 def recipe(config: ConfigDict) -> Recipe:
     """The training transforms."""
     data = config.data

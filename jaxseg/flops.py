@@ -1,7 +1,7 @@
 """Multiply-accumulates of one forward pass, counted from sizes as the papers count them.
 
-The field's "GFLOPs" are fvcore's: one multiply-add is one, matrix products and convolutions in full,
-LayerNorm 5 per value, evaluated BatchNorm 2, bilinear resizing 4 per output value; softmax,
+The field's "GFLOPs" are fvcore's: one multiply-add is one, matrix products and convolutions in
+full, LayerNorm 5 per value, evaluated BatchNorm 2, bilinear resizing 4 per output value; softmax,
 activations and additions are free. Batch 1, one training crop, and both resizes to full size that
 mmseg runs (head to crop, crop to image). The dense figures of DToP, SegViT and SETR come out to the
 printed digit.
@@ -33,7 +33,7 @@ class Macs:
 
 @dataclass(frozen=True)
 class ModelMacs:
-    """A segmenter: ``heads`` in the order of depth, the last answers; ``resizes`` are the final two.
+    """A segmenter: ``heads`` in the order of depth, the last answers; ``resizes`` are its two.
 
     Papers count dense models with the last head alone and pruned ones, as their tables imply, with
     the auxiliary heads that decide: report both figures.
@@ -150,7 +150,7 @@ def conv_head(
     up_scale: int = 1,
     norm: bool = True,
 ) -> Macs:
-    """SETR's and FCN's: [LayerNorm], ``convs`` x (convolution, BatchNorm, resize), 1x1 classifier."""
+    """SETR and FCN: [LayerNorm], ``convs`` x (convolution, BatchNorm, resize), 1x1 classifier."""
     parts = {"layer norm": 5 * tokens * token_width if norm else 0}
     parts |= {"convolutions": 0, "inner resizes": 0}
     for i in range(convs):

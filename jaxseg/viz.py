@@ -23,7 +23,7 @@ def colour(label: np.ndarray, classes: Classes) -> np.ndarray:
 def overlay(
     image: np.ndarray, label: np.ndarray, classes: Classes, alpha: float = 0.5
 ) -> np.ndarray:
-    """Class colours over uint8[H,W,3], ``alpha`` of them; ignored pixels show the image, hatched."""
+    """Class colours over uint8[H,W,3], ``alpha`` of them; where ignored, the image, hatched."""
     mixed = (1 - alpha) * image + alpha * colour(label, classes)
     rows, columns = np.indices(label.shape, sparse=True)
     hatch = (rows + columns) % 10 < 2
@@ -83,27 +83,25 @@ def confusion_picture(matrix: np.ndarray, classes: Classes, path: str | Path) ->
 
     count = len(classes)
     matrix = matrix[:count]
-    labelled = matrix.sum(axis=1, keepdims=True)
-    shares = matrix / np.maximum(labelled, 1)
+    labelled = matrix.sum(axis=1)
+    shares = matrix / np.maximum(labelled, 1)[:, None]
+    many = count > 40  # too many for numbers in the cells
     side = max(5.0, min(0.5 * count + 2.5, 22.0))
-    size = 9 if count <= 40 else 5.5
-    figure = Figure(figsize=(side + 1, side), dpi=100 if count <= 40 else 120, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(side + 1, side), dpi=140 if many else 100, layout="constrained")
+    axes = figure.add_subplot(xlabel="predicted", ylabel="label")
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    for k in np.flatnonzero(labelled[:, 0] == 0):
+    for k in np.flatnonzero(labelled == 0):
         axes.axhspan(k - 0.5, k + 0.5, facecolor="0.9", edgecolor="0.65", hatch="////", linewidth=0)
-    names = [
-        name if seen else f"{name} (n/a)"
-        for name, seen in zip(classes.names, labelled[:, 0], strict=True)
-    ]
-    axes.set_xticks(range(count), classes.names, rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("label")
-    bar = figure.colorbar(shown, shrink=0.6, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
+    names = [n if seen else f"{n} (n/a)" for n, seen in zip(classes.names, labelled, strict=True)]
+    text = {"fontsize": 6 if many else 9, "parse_math": False}
+    axes.set_xticks(range(count), classes.names, rotation=90, **text)
+    axes.set_yticks(range(count), names, **text)
+    if many:
+        axes.tick_params(top=True, labeltop=True, right=True, labelright=True)
+    else:
+        _write_shares(axes, shares, labelled > 0)
+    bar = figure.colorbar(shown, shrink=0.5, aspect=30, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1%", "10%", "25%", "50%", "100%"])
-    if count <= 40:
-        _write_shares(axes, shares, labelled[:, 0] > 0)
     figure.savefig(path, format="png")
 
 

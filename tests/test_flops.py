@@ -86,7 +86,7 @@ def test_break_down_of_vit_b():
 
 
 def test_pruned_spans():
-    """The keep rates that DToP's table 4 implies give its figures back, auxiliary heads included."""
+    """The keep rates that DToP's table 4 implies give its figure back, with the auxiliary heads."""
     assert dtop("ADE-B", prune=(0.556, 0.536)).gmacs_all_heads == pytest.approx(86.8, abs=0.2)
     split = flops.backbone(1024, 768, [(6, 1024), (2, 1024), (4, 1024)])
     assert split.total == flops.backbone(1024, 768, [(12, 1024)]).total

@@ -80,7 +80,9 @@ SPECS = {
 
 @pytest.mark.parametrize("name", SPECS)
 def test_prediction_equals_slow_loop(name):
-    spec = EvalSpec(**{"crop": (24, 32), "stride": (16, 20), "mean": MEAN, "std": STD} | SPECS[name])
+    spec = EvalSpec(
+        **{"crop": (24, 32), "stride": (16, 20), "mean": MEAN, "std": STD} | SPECS[name]
+    )
     predictor, image = Predictor(score, spec), picture((50, 75))
     expected = slow_scores(image, spec)
     scores = predictor.scores(PARAMS, image)
@@ -119,7 +121,9 @@ def test_slide_compiles_the_network_once():
         shapes.append(images.shape)
         return score(params, images)
 
-    spec = EvalSpec(crop=(24, 32), stride=(16, 20), batch_size=2, resize=(80, 40), scales=(1.0, 1.5))
+    spec = EvalSpec(
+        crop=(24, 32), stride=(16, 20), batch_size=2, resize=(80, 40), scales=(1.0, 1.5)
+    )
     predictor = Predictor(counting, spec)
     for size in [(30, 40), (41, 57), (64, 20), (90, 33)]:
         assert predictor.predict(PARAMS, picture(size)).shape == size

@@ -16,7 +16,13 @@ from jaxseg.resize import (
 )
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "metrics.npz")
-SIZES = [((5, 7), (13, 21)), ((12, 9), (5, 4)), ((4, 6), (9, 3)), ((1, 3), (4, 3)), ((6, 1), (1, 5))]
+SIZES = [
+    ((5, 7), (13, 21)),
+    ((12, 9), (5, 4)),
+    ((4, 6), (9, 3)),
+    ((1, 3), (4, 3)),
+    ((6, 1), (1, 5)),
+]
 
 
 def slow_bilinear(x, size):
