@@ -1,0 +1,114 @@
+"""Evaluate a trained model: ``python eval.py --config=configs/NAME.py --workdir=DIR``.
+
+Reads DIR/model.safetensors, writes DIR/results.json, DIR/confusion.png and DIR/report.html. Without
+--config the configuration stored beside the weights is used.
+"""
+
+import json
+import pathlib
+import platform
+import time
+
+from absl import flags
+
+from jaxseg import cli
+from jaxseg.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def evaluate(config, workdir: str) -> dict:
+    """Scores, MACs and speed of the model in ``workdir``; what ``results.json`` holds."""
+    import jax
+
+    from jaxseg import build, metrics, model_dir, report, viz
+    from jaxseg.inference import Predictor
+    from jaxseg.inference import evaluate as run
+    from jaxseg.models.macs import dense_macs
+    from jaxseg.models.segmenter import network, shapes
+    from jaxseg.weights import check_same, write_atomically
+
+    # ---- model and data ---------------------------------------------------------------------------
+    stored = model_dir.load(workdir)
+    config = config or stored.config
+    source = build.make_source(config, config.eval.split)
+    classes = source.classes
+    spec = build.segmenter_spec(config, len(classes))
+    wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}
+    check_same(stored.arrays, wanted, f"{workdir}/{model_dir.WEIGHTS}")
+    if classes.names != stored.classes.names:
+        raise UserError(
+            f"{workdir}: trained on classes {', '.join(stored.classes.names[:4])} ..., the data set "
+            f"has {', '.join(classes.names[:4])} ...; use the data set it was trained on"
+        )
+
+    # ---- predict ----------------------------------------------------------------------------------
+    score = network(spec).scorer(bfloat16=config.model.bfloat16)
+    predictor = Predictor(score, build.eval_spec(config))
+    begin = time.perf_counter()
+    result = run(predictor, stored.arrays, source, pictures=config.eval.pictures)
+    wall = time.perf_counter() - begin
+    scores = result.scores
+
+    # ---- count ------------------------------------------------------------------------------------
+    crop = tuple(config.data.crop)
+    macs = dense_macs(spec, crop)
+    per_image = [
+        sum(dense_macs(spec, size).gmacs_backbone_and_final_head for size in predictor.inputs(size))
+        for size in result.sizes
+    ]
+
+    # ---- report -----------------------------------------------------------------------------------
+    device = jax.devices()[0]
+    summary = {
+        "miou": scores.miou,
+        "mean_accuracy": scores.mean_accuracy,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "images": len(result.names),
+        "split": config.eval.split,
+        "gmacs_backbone_and_final_head": macs.gmacs_backbone_and_final_head,
+        "gmacs_all_heads": macs.gmacs_all_heads,
+        "gmacs_input": list(crop),
+        "gmacs_per_image": sum(per_image) / len(per_image),
+        "images_per_second": result.images_per_second,
+        "compile_seconds": result.compile_seconds,
+        "wall_seconds": wall,
+        "device": f"{device.device_kind} ({platform.processor() or platform.machine()})",
+        "jax": jax.__version__,
+    }
+    iou = {n: _number(value) for n, value in zip(classes.names, scores.iou, strict=True)}
+    results = {name: _number(value) for name, value in summary.items()} | {
+        "iou": iou,
+        "confusion": result.matrix.tolist(),
+    }
+    folder = pathlib.Path(workdir)
+    write_atomically(folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    viz.confusion_picture(result.matrix, classes, folder / "confusion.png")
+    title = f"{folder.name}: {config.eval.split}"
+    report.write_report(folder / "report.html", title, summary, scores, classes, result.samples)
+    print(metrics.table(scores))
+    print(
+        f"mIoU {100 * scores.miou:.2f}   GMACs {macs.gmacs_backbone_and_final_head:.2f} "
+        f"(all heads {macs.gmacs_all_heads:.2f})   images/s {result.images_per_second:.2f} "
+        f"(after {result.compile_seconds:.1f} s of compiling)"
+    )
+    print(f"wrote {folder}/results.json, confusion.png, report.html")
+    return results
+
+
+def _number(value):
+    """JSON has no NaN: an absent class, or a speed that could not be measured, is null."""
+    return None if isinstance(value, float) and value != value else value
+
+
+def main(_) -> None:
+    from jaxseg import startup
+
+    startup.prepare()
+    evaluate(FLAGS.config, FLAGS.workdir)
+
+
+if __name__ == "__main__":
+    cli.define_config(required=False)
+    flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
+    cli.run(main)
