@@ -25,7 +25,7 @@ class Term(NamedTuple):
 
 
 def one_hot_masks(labels: UInt8[Array, "B H W"], classes: int) -> Float[Array, "B K H W"]:
-    """One binary mask per class. Ignored pixels belong to none: negatives, as in the released code."""
+    """One binary mask per class. Ignored pixels are negatives in all, as in the released code."""
     return (labels[:, None] == jnp.arange(classes, dtype=labels.dtype)[:, None, None]).astype(
         jnp.float32
     )
@@ -39,9 +39,10 @@ def focal_and_dice(
     SegViT's and DToP's ATM loss. Written on exp(-|x|) so that one exponential and one logarithm per
     pixel serve both.
     """
-    small = jnp.exp(-jnp.abs(mask_logits))
-    softplus = jnp.maximum(mask_logits, 0.0) + jnp.log1p(small)
-    p = jnp.where(mask_logits >= 0, 1.0, small) / (1.0 + small)
+    positive = mask_logits >= 0  # one choice of side everywhere: |x| would have no gradient at 0
+    small = jnp.exp(jnp.where(positive, -mask_logits, mask_logits))
+    softplus = jnp.where(positive, mask_logits, 0.0) + jnp.log1p(small)
+    p = jnp.where(positive, 1.0, small) / (1.0 + small)
     cross_entropy = softplus - mask_logits * targets
     wrong = p + targets - 2.0 * p * targets  # 1 - p_t
     alpha = 0.75 - 0.5 * targets
@@ -60,7 +61,7 @@ def mask_terms(
     """
     targets = one_hot_masks(labels, mask_logits.shape[1])
     present = targets.any((-2, -1)).astype(jnp.float32)
-    # Recomputed in the backward pass: the full-resolution maps of all classes are the largest arrays.
+    # Recomputed in the backward pass: full-resolution maps of all classes are the largest arrays.
     focal, dice = jax.checkpoint(focal_and_dice)(mask_logits.astype(jnp.float32), targets)
     count = present.sum()
     return {
@@ -78,7 +79,7 @@ def presence_term(class_logits: Float[Array, "B K 2"], present: Float[Array, "B 
 
 
 def query_class_term(class_logits: Float[Array, "B K K+1"], present: Float[Array, "B K"]) -> Term:
-    """SegViT v1: query k must say class k if present, else "no object" (last column, weight 0.1)."""
+    """SegViT v1: query k says class k if present, else "no object" (last column, weight 0.1)."""
     log_p = jax.nn.log_softmax(class_logits.astype(jnp.float32))
     own = jnp.diagonal(log_p[..., :-1], axis1=-2, axis2=-1)
     nll = -jnp.where(present > 0, own, log_p[..., -1])

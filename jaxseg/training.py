@@ -105,7 +105,7 @@ def make_step(
     def step(state: State, batch: dict, key: jax.Array) -> tuple[State, dict]:
         grads, stats, values = gradients(state, batch, step_key(key, state["step"]))
         grads, values = jax.lax.pmean((grads, values), AXIS)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         moved = {"params": params, "stats": stats, "opt": opt, "ema": {}}

@@ -106,6 +106,12 @@ def test_windows_layout_of_mmseg():
     ]  # fmt: skip
 
 
+def test_coverage_counts_windows_and_is_safe_to_divide_by():
+    rows, columns = windows.coverage((5, 3), (3, 4), (2, 2), (8, 6))
+    assert rows.tolist() == [1, 1, 2, 1, 1, 1, 1, 1]
+    assert columns.tolist() == [1] * 6
+
+
 @pytest.mark.parametrize("size", [(50, 75), (20, 75), (10, 12)])
 def test_slide_scores_alone(size):
     spec = EvalSpec(crop=(24, 32), stride=(16, 20))

@@ -46,7 +46,7 @@ def test_legend_of_a_name_wider_than_the_page():
 def test_sheet_places_pictures_of_any_size():
     red = np.full((20, 30, 3), (255, 0, 0), np.uint8)
     blue = np.full((50, 10, 3), (0, 0, 255), np.uint8)
-    page = viz.sheet([[red, blue], [blue]], ["first", "second"])
+    page = viz.sheet([[blue], [red, blue]], ["first", "second"])
     assert page.dtype == np.uint8
     assert (page == (255, 0, 0)).all(axis=2).sum() == 20 * 30
     assert (page == (0, 0, 255)).all(axis=2).sum() == 2 * 50 * 10
@@ -69,7 +69,7 @@ def test_png_is_lossless(picture, tmp_path):
 @pytest.mark.parametrize("count", [2, 11, 60])
 def test_confusion_picture(count, tmp_path):
     """Dark on the diagonal, hatched where a class is absent; names are no formulas."""
-    names = [f"$a_{k}$" for k in range(count - 1)] + ["under_score"]
+    names = [f"$\\frac{{{k}$" for k in range(count - 1)] + ["under_score"]
     matrix = np.zeros((count + 1, count), np.int64)
     np.fill_diagonal(matrix, 10)
     blank, full = tmp_path / "blank.png", tmp_path / "full.png"

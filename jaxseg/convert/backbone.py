@@ -1,5 +1,6 @@
-"""ViT weights of timm (and DeiT), mmsegmentation and AugReg (the original JAX ViT)."""
+"""ViT weights of timm (and plain DeiT), mmsegmentation and AugReg (the original JAX ViT)."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -26,7 +27,7 @@ def timm_rules(final_norm: bool) -> tuple[Rule, ...]:
         *linear(block + r"mlp\.fc1", ours + "mlp.fc1"),
         *linear(block + r"mlp\.fc2", ours + "mlp.fc2"),
         *(norm("norm", "vit.norm") if final_norm else (ignore(r"norm\..*", UNUSED_NORM),)),
-        ignore(r"(head|fc_norm|head_dist|pre_logits)\..*", CLASSIFIER),
+        ignore(r"(head|fc_norm|pre_logits)\..*", CLASSIFIER),
     )
 
 
@@ -47,7 +48,7 @@ def mmseg_rules(final_norm: bool) -> tuple[Rule, ...]:
 
 
 def augreg_rules(final_norm: bool) -> tuple[Rule, ...]:
-    """The original JAX ViT's .npz; `_timm_like` has joined its query, key and value before."""
+    """The original JAX ViT's .npz; `_joined_attention` has packed query, key and value before."""
     block, ours = r"Transformer/encoderblock_(\d+)/", r"vit.blocks.\1."
 
     def dense(source, target):
@@ -86,14 +87,22 @@ def augreg_rules(final_norm: bool) -> tuple[Rule, ...]:
 
 
 def convert_vit(
-    source: Mapping[str, np.ndarray], spec: ViTSpec, shapes: dict, origin: str
+    source: Mapping[str, np.ndarray],
+    spec: ViTSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    origin: str,
+    stored_grid: tuple[int, int] | None = None,
 ) -> Arrays:
     """Backbone parameters ("vit.*") from a timm, mmsegmentation or AugReg state, told by its names.
 
-    ``shapes`` holds the shapes of the backbone's parameters. A position embedding of another grid is
-    resized as PyTorch does. The class token gets its position embedding added in, because the model
-    keeps their sum; a model without a class token has no use for either.
+    ``shapes`` holds the shapes of the backbone's parameters. A position embedding of another grid
+    is resized as PyTorch does; ``stored_grid`` is its (rows, columns), square if not given (or the
+    model's own, if the number of positions is no square). The class token gets its position
+    embedding added in, because the model keeps their sum; a model without a class token has no use
+    for either. Raises UserError if the state is of no known kind or does not fit exactly.
     """
+    if "dist_token" in source:
+        raise UserError(f"{origin}: has a dist_token; use DeiT weights without distillation")
     if "Transformer/encoder_norm/scale" in source:
         source, rules = _joined_attention(source), augreg_rules(spec.final_norm)
         names = ("cls", "Transformer/posembed_input/pos_embedding")
@@ -106,7 +115,8 @@ def convert_vit(
         raise UserError(
             f"{origin}: neither an AugReg, a timm nor an mmsegmentation ViT ({first} ...)"
         )
-    return convert(_positions(source, names, spec, origin), rules, shapes, origin)
+    source = _with_grid(source, names, spec, stored_grid, origin)
+    return convert(source, rules, shapes, origin)
 
 
 def _stem(projection: str) -> tuple[Rule, ...]:
@@ -122,45 +132,51 @@ def _stem(projection: str) -> tuple[Rule, ...]:
     )
 
 
-def _positions(source, names: tuple[str, str], spec: ViTSpec, origin: str) -> dict:
+def _with_grid(
+    source, names: tuple[str, str], spec: ViTSpec, grid: tuple[int, int] | None, origin: str
+) -> dict:
     """The source with "pos_embed" [rows, columns, D] on the model's grid and "class_token" [D]."""
     source = dict(source)
     missing = [name for name in names if name not in source]
     if missing:
         raise UserError(f"{origin}: has no {missing[0]}; only ViTs with a class token are known")
-    token = np.asarray(source.pop(names[0]), np.float32)[0, 0]
-    positions = np.asarray(source.pop(names[1]), np.float32)[0]
-    patches = positions[1:]
-    grid = _stored_grid(len(patches), spec)
-    if grid is None:
-        raise UserError(f"{origin}: {len(patches)} positions are no square grid")
-    patches = patches.reshape(*grid, -1)
+    token, positions = (np.asarray(source.pop(name), np.float32) for name in names)
+    if token.ndim != 3 or positions.ndim != 3 or token.shape[-1] != positions.shape[-1]:
+        raise UserError(
+            f"{origin}: {names[0]} {token.shape} and {names[1]} {positions.shape} do not belong "
+            f"together; [1, 1, D] and [1, 1 + positions, D] are expected"
+        )
+    count = positions.shape[1] - 1
+    rows, columns = grid or _likely_grid(count, spec)
+    if rows * columns != count:
+        raise UserError(
+            f"{origin}: {names[1]} has {count} positions, neither a square nor {rows} x {columns}"
+        )
+    patches = positions[0, 1:].reshape(rows, columns, -1)
     source["pos_embed"] = np.asarray(resize_position_embedding(patches, spec.grid))
     if spec.class_token:
-        source["class_token"] = token + positions[0]
+        source["class_token"] = token[0, 0] + positions[0, 0]
     return source
 
 
-def _stored_grid(count: int, spec: ViTSpec) -> tuple[int, int] | None:
-    side = int(count**0.5 + 0.5)
-    if side * side == count:
-        return side, side
-    return spec.grid if spec.grid[0] * spec.grid[1] == count else None
+def _likely_grid(count: int, spec: ViTSpec) -> tuple[int, int]:
+    side = math.isqrt(count)
+    return (side, side) if side * side == count else spec.grid
 
 
 def _joined_attention(source: Mapping[str, np.ndarray]) -> dict:
-    """Query, key and value of each block as one [D, 3 D] kernel "qkv"."""
-    out = {}
-    for name, array in source.items():
-        match = re.fullmatch(r"(.*MultiHeadDotProductAttention_1/)(query|key|value)/(\w+)", name)
+    """Query, key and value of each block as one [D, 3 D] kernel "qkv" (and bias [3 D]).
+
+    Where one of the three is missing the others stay as they are: no rule knows them.
+    """
+    out = dict(source)
+    for name in source:
+        match = re.fullmatch(r"(.*MultiHeadDotProductAttention_1/)query/(\w+)", name)
         if match is None:
-            out[name] = array
-        elif match[2] == "query":
-            parts = [
-                np.asarray(source[f"{match[1]}{p}/{match[3]}"]) for p in ("query", "key", "value")
-            ]
-            lead = parts[0].shape[:-2]
-            out[f"{match[1]}qkv/{match[3]}"] = np.concatenate(
-                [part.reshape(*lead, -1) for part in parts], axis=-1
-            )
+            continue
+        parts = [f"{match[1]}{part}/{match[2]}" for part in ("query", "key", "value")]
+        if all(part in source for part in parts):
+            # [D, heads, D / heads] or, of a bias, [heads, D / heads]
+            flat = [x.reshape(*x.shape[:-2], -1) for x in map(np.asarray, map(out.pop, parts))]
+            out[f"{match[1]}qkv/{match[2]}"] = np.concatenate(flat, axis=-1)
     return out

@@ -1,4 +1,4 @@
-"""Weights of the released heads: DToP's ATM head, SegViT's cascade, mmsegmentation's SETR and FCN."""
+"""Weights of released heads: DToP's ATM head, SegViT's cascade, mmsegmentation's SETR and FCN."""
 
 import numpy as np
 

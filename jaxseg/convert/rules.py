@@ -1,4 +1,4 @@
-"""The engine: rules say which source array becomes which parameter; everything must be accounted for."""
+"""The engine: rules say which source array becomes which parameter; nothing may be left over."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -60,29 +60,34 @@ def convert(
 ) -> Arrays:
     """float32 parameters of exactly ``shapes``, from ``source``.
 
-    Raises UserError, naming everything at once: source names that no rule knows, parameters that
-    stay empty, and shapes that differ.
+    Raises UserError, naming everything at once: source names that no rule knows, two sources of one
+    parameter, parameters that stay empty, and shapes that differ.
     """
-    out, unknown = {}, []
+    out, unknown, twice, wrong = {}, [], [], []
     for name, array in source.items():
-        for rule in rules:
-            match = re.fullmatch(rule.pattern, name)
-            if match:
-                parts = rule.change(np.asarray(array, np.float32))
-                for target, part in zip(rule.targets, parts, strict=True):
-                    out[match.expand(target)] = np.ascontiguousarray(part)
-                break
-        else:
+        rule, match = _first_match(rules, name)
+        if rule is None:
             unknown.append(name)
+            continue
+        targets = [match.expand(target) for target in rule.targets]
+        try:
+            parts = rule.change(np.asarray(array, np.float32))
+        except (ValueError, IndexError):  # too few axes, or a packed array that does not split
+            wrong.append(f"{name} {np.shape(array)}")
+            parts = [np.zeros(shapes.get(target, ()), np.float32) for target in targets]
+        twice += [target for target in targets if target in out]
+        for target, part in zip(targets, parts, strict=True):
+            out[target] = np.ascontiguousarray(part)
     extra = [name for name in out if name not in shapes]
     empty = [name for name in shapes if name not in out]
-    wrong = [
+    wrong += [
         f"{name} {out[name].shape} instead of {tuple(shapes[name])}"
         for name in out
         if name in shapes and out[name].shape != tuple(shapes[name])
     ]
     found = {
         "not understood": unknown,
+        "given twice": twice,
         "unknown to the model": extra,
         "without a source": empty,
         "of another shape": wrong,
@@ -91,6 +96,14 @@ def convert(
     if report:
         raise UserError(f"{origin}: cannot convert: {'; '.join(report)}")
     return out
+
+
+def _first_match(rules: Sequence[Rule], name: str) -> tuple[Rule, re.Match] | tuple[None, None]:
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, name)
+        if match:
+            return rule, match
+    return None, None
 
 
 def _listed(names: list[str]) -> str:

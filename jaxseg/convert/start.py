@@ -9,6 +9,7 @@ from jaxseg.convert.backbone import convert_vit
 from jaxseg.convert.rules import Arrays
 from jaxseg.errors import UserError
 from jaxseg.models.segmenter import SegmenterSpec, shapes
+from jaxseg.resize import resize_position_embedding
 from jaxseg.weights import load_weights
 
 
@@ -31,8 +32,11 @@ def start_from(
     if not path.endswith(".safetensors"):
         raise UserError(f"config.init_from={path}: give a .npz or a .safetensors file")
     stored, _ = load_weights(path)
-    if "vit.pos_embed" in stored:
-        stored["vit.pos_embed"] = _on_grid(stored["vit.pos_embed"], spec.vit.grid)
+    stored = {name: np.asarray(value, np.float32) for name, value in stored.items()}
+    positions = stored.get("vit.pos_embed")
+    if positions is not None and positions.ndim == 3:
+        resized = resize_position_embedding(positions, spec.vit.grid)
+        stored["vit.pos_embed"] = np.asarray(resized)
     fresh = dict(params) | dict(stats)
     taken = {n: v for n, v in stored.items() if n in fresh and v.shape == fresh[n].shape}
     if not any(name.startswith("vit.blocks.") for name in taken):
@@ -49,11 +53,7 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"config.init_from={path}: not a readable .npz ({error})") from None
-
-
-def _on_grid(positions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    from jaxseg.resize import resize_position_embedding
-
-    return np.asarray(resize_position_embedding(positions, grid))
+    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
+        raise UserError(
+            f"config.init_from={path}: not a readable .npz ({error}); get it again"
+        ) from None

@@ -1,8 +1,8 @@
 """Self-attention over the tokens of an image: the only file that picks a kernel.
 
-On a CPU the stock form (scores of all heads and images at once) is bound by memory traffic. `_tiled`
-walks over (image, head) pairs instead, so that one [T, T] score matrix lives in the cache, and
-recomputes it in the backward pass. `docs/performance.md` has the measured ratio.
+On a CPU the stock form (scores of all heads and images at once) is bound by memory traffic.
+`_tiled` walks over (image, head) pairs instead, so that one [T, T] score matrix lives in the cache,
+and recomputes it in the backward pass. `docs/performance.md` has the measured ratio.
 """
 
 import jax
@@ -49,7 +49,7 @@ def _tiled_backward(saved, grad):
     def one_pair(tile):
         q, k, v, out, log_total, grad = tile
         weights = jnp.exp((q @ k.T).astype(jnp.float32) - log_total)
-        # d(scores) = weights * (grad v^T - <grad, out>): softmax's Jacobian without a [T, T, T] array
+        # d(scores) = weights * (grad v^T - <grad, out>): softmax's Jacobian, never stored
         centre = (grad * out).sum(axis=-1, keepdims=True)
         d_scores = (weights * ((grad @ v.T) - centre).astype(jnp.float32)).astype(q.dtype)
         return d_scores @ k, d_scores.T @ q, weights.astype(v.dtype).T @ grad

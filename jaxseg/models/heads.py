@@ -22,14 +22,14 @@ Grid = tuple[int, int]
 
 
 class AtmLogits(NamedTuple):
-    """``mask`` [B, rows, columns, K] before the sigmoid and ``classes`` [B, K, C] before the softmax."""
+    """``mask`` before the sigmoid and ``classes`` before the softmax over C."""
 
     mask: Float[Array, "B r c K"]
     classes: Float[Array, "B K C"]
 
 
 class AtmHead(nnx.Module):
-    """DToP's decoupled ATM head (its "PruneHead"): one tap, own queries, present / absent per class."""
+    """DToP's decoupled ATM head ("PruneHead"): one tap, own queries, each class present or absent."""
 
     def __init__(self, token_width: int, spec: AtmSpec):
         self.queries = parameter(spec.classes, spec.width)

@@ -14,8 +14,8 @@ def draw(params: Mapping, stats: Mapping, seed: int) -> tuple[dict, dict]:
 
     Each array depends on (seed, its own name) alone, so a new head leaves the others as they were.
     The rules are those of mmsegmentation and of the released DToP and SegViT code, with two
-    departures in the ATM decoders: the packed self-attention projection is drawn like every other
-    linear layer (there: xavier), and the layers of an auxiliary head do not start as copies.
+    departures in the ATM decoders: the packed self-attention projection is drawn like the other
+    linear layers of its head (there: xavier), and the layers of a decoder do not start as copies.
     """
     auxiliary = _auxiliary(params)
     fresh = {}
@@ -33,13 +33,16 @@ def _start(name: str, shape: Shape, fan_in: int, auxiliary: bool, rng: np.random
         return np.ones(shape)
     if kind == "queries":  # torch's Embedding default
         return rng.standard_normal(shape, np.float32)
-    if kind == "kernel" and (name == "vit.patch_embed.kernel" or ".convs." in name):
-        return rng.standard_normal(shape, np.float32) * (2.0 / fan_in) ** 0.5  # kaiming, fan in
-    if kind == "kernel" and name.endswith("classify.kernel"):
+    if name == "vit.patch_embed.kernel":  # kaiming, fan in
+        return rng.standard_normal(shape, np.float32) * (2.0 / fan_in) ** 0.5
+    if ".convs." in name:  # kaiming, fan out
+        fan_out = fan_in // shape[-2] * shape[-1]
+        return rng.standard_normal(shape, np.float32) * (2.0 / fan_out) ** 0.5
+    if name.endswith("classify.kernel"):
         return rng.standard_normal(shape, np.float32) * 0.01
     in_decoder = re.search(r"decoder\.layers\.|class_embed", name)
     if auxiliary and in_decoder and not re.search(r"\.norm\d", name):
-        # DToP's own initialiser never reaches its auxiliary heads: they keep torch's Linear default.
+        # DToP's own initialiser never reaches auxiliary heads: they keep torch's Linear default.
         return rng.uniform(-1.0, 1.0, shape) * fan_in**-0.5
     if kind == "bias":
         in_mlp = name.startswith("vit.") and ".mlp." in name
@@ -50,9 +53,8 @@ def _start(name: str, shape: Shape, fan_in: int, auxiliary: bool, rng: np.random
 
 def _fan_in(name: str, params: Mapping) -> int:
     """Inputs of the layer that a kernel or bias belongs to."""
-    kernel = params.get(name.removesuffix(".bias") + ".kernel") if name.endswith(".bias") else None
-    shape = (kernel or params[name]).shape
-    return int(np.prod(shape[:-1]))
+    kernel = params.get(name.removesuffix(".bias") + ".kernel", params[name])
+    return int(np.prod(kernel.shape[:-1]))
 
 
 def _auxiliary(params: Mapping) -> tuple[str, ...]:

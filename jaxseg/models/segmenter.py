@@ -18,7 +18,7 @@ Arrays = dict[str, jax.Array]  # dotted name -> array
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A head and the blocks (0-based) it reads. An ATM head with several taps is SegViT's cascade."""
+    """A head and the blocks (0-based) it reads. ATM with several taps is SegViT's cascade."""
 
     taps: tuple[int, ...]
     sizes: AtmSpec | ConvSpec
@@ -60,7 +60,7 @@ class Segmenter(nnx.Module):
         prefix = int(self.spec.vit.class_token)
         grid = self.vit.grid(*images.shape[1:3])
         return [
-            head([tokens[tap][:, prefix:] for tap in spec.taps], grid, key=head_key)
+            head(tuple(tokens[tap][:, prefix:] for tap in spec.taps), grid, key=head_key)
             for head, spec, head_key in zip(
                 list(self.heads)[first:], wanted, head_keys, strict=True
             )
@@ -109,8 +109,8 @@ def _make_head(width: int, head: HeadSpec, batch_axis: str | None) -> Head:
 class Network:
     """A segmenter without its numbers: `bind` puts arrays in, inside or outside jit.
 
-    Passing plain dicts and keeping the graph in a closure costs 0.1 ms per call; handing flax modules
-    through jit costs 2-20 ms.
+    Passing plain dicts and keeping the graph in a closure costs 0.1 ms per call; handing flax
+    modules through jit costs 2-20 ms.
     """
 
     spec: SegmenterSpec

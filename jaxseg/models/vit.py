@@ -1,4 +1,4 @@
-"""The plain vision transformer (mmsegmentation's and timm's, DToP facts: pre-norm, exact GELU)."""
+"""The plain vision transformer of mmsegmentation and timm: pre-norm blocks, exact GELU."""
 
 from dataclasses import dataclass
 
@@ -23,8 +23,8 @@ VARIANTS = {  # width, depth, heads
 class ViTSpec:
     """Sizes of a ViT. ``grid`` is the (rows, columns) of the stored position embedding.
 
-    ``class_token`` keeps a class token in the encoder (SETR); SegViT and DToP drop it before block 0,
-    which is the same as not having one. ``final_norm`` normalises the last block's output (SETR).
+    ``class_token`` keeps a class token in the encoder (SETR); SegViT and DToP drop it before block
+    0, which is the same as not having one. ``final_norm``: on the last block's output (SETR).
     """
 
     width: int
@@ -121,7 +121,7 @@ class ViT(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> dict[int, Float[Array, "B T D"]]:
-        """Token matrices after the blocks ``taps`` (0-based), class token first where there is one."""
+        """Tokens after the blocks ``taps`` (0-based), a class token first if there is one."""
         x = self.embed(images)
         out = {}
         for i, block_key in enumerate(subkeys(key, len(self.blocks))):

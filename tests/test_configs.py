@@ -1,0 +1,65 @@
+"""Every file of configs/: complete at full size, and two real steps of its smoke variant."""
+
+import importlib
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import train
+from jaxseg import build, model_dir
+from jaxseg.models.segmenter import network, shapes
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+CLASSES = {"camvid": 11, "msrc": 21, "own_data": 5}
+
+
+def config_of(name: str, arg: str = ""):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def class_count(name: str, config) -> int:
+    known = [count for part, count in CLASSES.items() if part in name]
+    return known[0] if known else build.class_count(config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_size(name):
+    config = config_of(name)
+    spec = build.segmenter_spec(config, class_count(name, config))
+    params, stats = shapes(spec)
+    build.recipe(config), build.optim_spec(config), build.train_spec(config)
+    build.eval_spec(config)
+    size = build.recipe(config).crop
+    scores = jax.eval_shape(
+        network(spec).scorer(bfloat16=False),
+        params | stats,
+        jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
+    )
+    assert scores.shape == (1, *size, spec.classes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_names_commands_and_figures(name):
+    doc = sys.modules.get(f"configs.{name}", importlib.import_module(f"configs.{name}")).__doc__
+    assert f"train.py --config=configs/{name}.py" in doc
+    assert f"eval.py --config=configs/{name}.py" in doc
+    if "ade20k" in name or "pascal" in name or "coco" in name:
+        assert "Published:" in doc and "GMACs" in doc and "A100" in doc
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke_variant_trains_two_steps(name, tmp_path):
+    with jax.disable_most_optimizations():
+        train.train(config_of(name, "smoke"), str(tmp_path), "test")
+    stored = model_dir.load(str(tmp_path))
+    assert stored.config.model.head == config_of(name).model.head
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3  # 2 steps, 1 validation
+
+
+def test_unknown_argument_is_refused():
+    with pytest.raises(train.UserError, match="'smok'"):
+        config_of("quickstart", "smok")

@@ -1,0 +1,53 @@
+"""MACs of the configured models: the published figures, and XLA's own count."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxseg import build
+from jaxseg.models import vit
+from jaxseg.models.macs import dense_macs
+from jaxseg.models.segmenter import network, shapes
+
+PUBLISHED = {  # DToP table 7 and its SegViT rows, SegViT's README
+    "segvit_vitb_ade20k": 109.9,
+    "segvit_vitl_ade20k": 617.0,
+    "segvit_vitl_coco_stuff10k": 366.9,
+    "segvit_vitl_pascal_context": 315.4,
+    "segvit_v1_vitb_ade20k": 120.9,
+    "segvit_v1_vitl_ade20k": 637.9,
+    "setr_vitb_ade20k": 107.7,
+}
+
+
+def spec_and_size(name: str):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    classes = 11 if "camvid" in name else build.class_count(config)
+    return build.segmenter_spec(config, classes), tuple(config.data.crop)
+
+
+@pytest.mark.parametrize(("name", "gmacs"), PUBLISHED.items())
+def test_published_dense_figures(name, gmacs):
+    macs = dense_macs(*spec_and_size(name))
+    assert macs.gmacs_backbone_and_final_head == pytest.approx(gmacs, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["segvit_vitti_camvid", "setr_vitti_camvid", "segvit_v1_vitb_ade20k"]
+)
+def test_within_two_percent_of_xla(name, monkeypatch):
+    """XLA counts elementwise work too, and nothing inside loops more than once: unroll attention."""
+
+    def unrolled(q, k, v):
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
+
+    monkeypatch.setattr(vit, "attend", unrolled)
+    spec, size = spec_and_size(name)
+    params, stats = shapes(spec)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    lowered = jax.jit(network(spec).scorer(bfloat16=False)).lower(params | stats, image)
+    theirs = lowered.cost_analysis()["flops"] / 2e9
+    assert dense_macs(spec, size).gmacs_backbone_and_final_head == pytest.approx(theirs, rel=0.02)
