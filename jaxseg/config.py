@@ -122,7 +122,7 @@ def _smoke(config: ConfigDict) -> None:
     config.data.update(count=(4, 2, 2), size=(4 * patch, 6 * patch), crop=(4 * patch, 4 * patch))
     config.data.update(resize=(6 * patch, 4 * patch))
     config.model.update(variant="smoke", taps=tuple(range(len(config.model.taps))))
-    config.model.update(head_width=16, head_heads=2, bfloat16=False)
+    config.model.update(head_width=16, head_heads=2, head_layers=1, bfloat16=False)
     config.init_from = ""
     config.optim.update(warmup_steps=1)
     config.train.update(batch_size=2, steps=2, log_every=1, eval_every=0, checkpoint_every=1)

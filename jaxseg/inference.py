@@ -103,6 +103,17 @@ class Predictor:
         )
         return windows.bucket(size), self._keeps(size), tuple(canvases)
 
+    def inputs(self, size: Size) -> list[Size]:
+        """What the network is given for one image of ``size``: a size per window, or per view."""
+        spec, given = self.spec, []
+        for scale in spec.scales:
+            resized = self._resized(size, scale)
+            if spec.mode == "slide":
+                given += [spec.crop] * len(windows.window_starts(resized, spec.crop, spec.stride))
+            else:
+                given.append(resized)
+        return given * (1 + spec.flip)
+
     @functools.cached_property
     def _score(self) -> Score:
         return jax.jit(self.score)
@@ -166,7 +177,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EvalResult:
-    """What `evaluate` found. ``names`` and ``accuracies`` (share of right pixels) are per image.
+    """What `evaluate` found. ``names``, ``sizes`` and ``accuracies`` (right pixels) are per image.
 
     seconds: per image, from uint8 pixels in memory to uint8 labels on the host; without the first
         image of each `Predictor.program`, whose time, mostly compiling, is in ``compile_seconds``.
@@ -175,6 +186,7 @@ class EvalResult:
     matrix: np.ndarray  # int64 [K+1, K], see `jaxseg.metrics.confusion`
     classes: Classes
     names: tuple[str, ...]
+    sizes: tuple[Size, ...]
     accuracies: tuple[float, ...]
     seconds: tuple[float, ...]
     compile_seconds: float
@@ -204,7 +216,7 @@ def evaluate(
     params = jax.device_put(params)
     wanted = set(np.linspace(0, count - 1, min(pictures, count)).astype(int).tolist())
     matrix = np.zeros((len(classes) + 1, len(classes)), np.int64)
-    names, accuracies, seconds, samples = [], [], [], []
+    names, sizes, accuracies, seconds, samples = [], [], [], [], []
     compile_seconds, programs = 0.0, set()
     with Progress(count, label) as progress:
         for i, sample in enumerate(_read_ahead(source)):
@@ -220,6 +232,7 @@ def evaluate(
             of_image = metrics.confusion(prediction, sample["label"], len(classes))
             matrix += of_image
             names.append(sample["name"])
+            sizes.append(prediction.shape)
             accuracies.append(metrics.ratio(of_image.trace(), of_image[:-1].sum()))
             if i in wanted:
                 samples.append(Sample(sample["name"], sample["image"], sample["label"], prediction))
@@ -228,6 +241,7 @@ def evaluate(
         matrix,
         classes,
         tuple(names),
+        tuple(sizes),
         tuple(accuracies),
         tuple(seconds),
         compile_seconds,

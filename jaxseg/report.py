@@ -82,8 +82,8 @@ def write_report(
 ) -> None:
     """Writes the page to ``path``.
 
-    ``summary`` is shown as lines of name and value; ``samples`` are (name, image uint8[H,W,3],
-    label uint8[H,W], prediction uint8[H,W]).
+    ``summary`` is shown as lines of name and value, floats to four digits. ``samples`` are
+    (name, image uint8[H,W,3], label uint8[H,W], prediction uint8[H,W]).
     """
     means = {
         "mean IoU %": scores.miou,
@@ -97,13 +97,19 @@ def write_report(
             for name, value in means.items()
         ),
         summary="".join(
-            f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>"
+            f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(_shown(value))}</td></tr>"
             for name, value in summary.items()
         ),
         rows="\n".join(_row(scores, classes, k) for k in range(len(classes))),
         samples=_samples(classes, samples) if samples else "",
     )
     Path(path).write_text(page, encoding="utf-8")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return "n/a" if np.isnan(value) else f"{value:.4g}"
+    return str(value)
 
 
 def _row(scores: Scores, classes: Classes, k: int) -> str:

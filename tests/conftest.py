@@ -1,6 +1,8 @@
 """Settings of the whole suite: two CPU devices, exact matrix products, no silent promotions."""
 
+import contextlib
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -9,3 +11,17 @@ import jax  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Several tests run the same program from scratch: compile it once per session.
+_COMPILED = tempfile.TemporaryDirectory(prefix="jaxseg-compiled-")
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@contextlib.contextmanager
+def quick_compiles():
+    """Compile without optimisations: for tiny models whose compile time is all their time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)

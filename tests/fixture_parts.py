@@ -3,6 +3,7 @@
 The layouts (NCHW, [out, in], key names) are those of the original code; see `verify_fixture`.
 """
 
+import functools
 import re
 
 import jax
@@ -13,6 +14,8 @@ from flax import nnx
 from jaxseg import losses
 from jaxseg.convert import backbone, heads
 from jaxseg.convert.rules import convert
+from jaxseg.data import transforms
+from jaxseg.metrics import confusion, nan_mean, summarise
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import CascadeHead, ConvHead, ConvSpec
 from jaxseg.models.segmenter import HeadSpec, Network, SegmenterSpec, network, shapes
@@ -70,6 +73,12 @@ def make_vit(source: dict, spec: ViTSpec) -> ViT:
     return bind(module, {name[4:]: value for name, value in flat.items()})
 
 
+def run(module: nnx.Module, arrays, sizes: tuple[int, ...]):
+    """``module(arrays, sizes)``, compiled as a whole: op by op takes several times as long."""
+    graph, state = nnx.split(module)
+    return jax.jit(lambda state, arrays: nnx.merge(graph, state)(arrays, sizes))(state, arrays)
+
+
 # --- F1, F5: backbones
 
 
@@ -102,7 +111,7 @@ def vit_backbone(data: dict, check) -> None:
                 continue
             images = images_of(data, f"in/image_{size}")
             grid = vit.grid(*images.shape[1:3])
-            tokens = vit(images, taps)
+            tokens = run(vit, images, taps)
             for name in wanted:
                 layer = tokens[int(re.search(r"layer(\d+)", name)[1])]
                 maps = to_maps(layer[:, int(with_class) :], grid)
@@ -146,7 +155,7 @@ def timm_vit(data: dict, check) -> None:
         return make_vit(weights, spec)
 
     vit, images = vit_of(source, base), images_of(data, "in/image")
-    features = vit(images, (last,))[last]
+    features = run(vit, images, (last,))[last]
     x = vit.embed(images)
     for i, block in enumerate(vit.blocks):  # timm's block outputs come before the final norm
         x = block(x)
@@ -154,7 +163,7 @@ def timm_vit(data: dict, check) -> None:
     check.equal("native/forward_features", features)
     check.equal("native/logits", features[:, 0] @ source["head.weight"].T + source["head.bias"])
     low = vit_of(lowered(source, stem), base)
-    check.equal("lowvar/forward_features", low(images, (last,))[last])
+    check.equal("lowvar/forward_features", run(low, images, (last,))[last])
 
     wide = images_of(data, "in/image_dynamic")
     bottom, right = pair(config["dynamic_pad_size"])
@@ -163,7 +172,7 @@ def timm_vit(data: dict, check) -> None:
         resized = positions(source["pos_embed"], base, grid, timm_resize)
         check.equal(f"{name}/pos_embed", resized)
         dynamic = vit_of(source | {"pos_embed": resized}, grid)
-        check.equal(f"{name}/forward_features", dynamic(crop, (last,))[last])
+        check.equal(f"{name}/forward_features", run(dynamic, crop, (last,))[last])
 
     stored_name = next(name for name in data if name.startswith("in/pos_embed_"))
     stored, from_grid = data[stored_name], sides_of(stored_name.rpartition("_")[2])
@@ -208,16 +217,16 @@ def dtop(data: dict, check) -> None:
     params = backbone.convert_vit(vit_source, spec.vit, vit_shapes, "fixture", spec.vit.grid)
     params |= convert(head_source, rules, head_shapes, "fixture")
     net = network(spec)
-    _dtop_forward(data, check, net, params)
-    _dtop_losses(data, check, net, params, rules)
+    outputs = _dtop_forward(data, check, net, params)
+    _dtop_losses(data, check, net, params, rules, outputs)
     for prefix in ("prune", "slide", "loss_prune", "grad_prune", "final_head_thresh"):
         check.skip(prefix, PRUNING)
 
 
-def _dtop_forward(data, check, net: Network, params) -> None:
+def _dtop_forward(data, check, net: Network, params) -> list:
     model = net.bind(params, {})
     images = images_of(data, "in/image")
-    outputs = model(images)
+    outputs = jax.jit(lambda params, images: net.bind(params, {})(images))(params, images)
     for i, (head, logits) in enumerate(zip(model.heads, outputs, strict=True)):
         stage = f"noprune/stage{i}"
         batch, *_, classes = logits.mask.shape
@@ -232,9 +241,10 @@ def _dtop_forward(data, check, net: Network, params) -> None:
     scores = model.scores_of(outputs[-1], images.shape[1:3])
     check.equal("noprune/pixel_logits_every2", scores.transpose(0, 3, 1, 2)[..., ::2, ::2])
     check.equal("noprune/pixel_argmax", scores.argmax(-1), scores)
+    return outputs
 
 
-def _dtop_losses(data, check, net: Network, params, head_rules) -> None:
+def _dtop_losses(data, check, net: Network, params, head_rules, outputs) -> None:
     images, labels = images_of(data, "in/image"), jnp.asarray(data["in/label"])
 
     def total(params):
@@ -242,13 +252,13 @@ def _dtop_losses(data, check, net: Network, params, head_rules) -> None:
         values = {name: term.value() for name, term in terms.items()}
         return sum(values.values()), values
 
-    grads, values = jax.grad(total, has_aux=True)({n: jnp.asarray(v) for n, v in params.items()})
+    grads, values = jax.jit(jax.grad(total, has_aux=True))(params)
     for name, value in values.items():
         check.equal(f"loss_noprune/{name}", value)
     check.equal("loss_noprune/total", sum(values.values()))
     model = net.bind(params, {})
     stages = [f"aux_{i}" for i in range(len(model.heads) - 1)] + ["decode"]
-    for stage, head, logits in zip(stages, model.heads, model(images), strict=True):
+    for stage, head, logits in zip(stages, model.heads, outputs, strict=True):
         scores = head.pixel_scores(logits, labels.shape[1:])
         check.equal(f"loss_noprune/{stage}.acc_seg", accuracy(scores, labels))
     rules = [*backbone.mmseg_rules(False), *head_rules]
@@ -308,7 +318,7 @@ def segvit(data: dict, check) -> None:
         return bind(module, convert(weights, rules, module_shapes(module, ""), "fixture"))
 
     head = bound(source)
-    logits = head(taps, grid)
+    logits = run(head, taps, grid)
     for i, level in enumerate(logits[:-1]):
         check.equal(f"atm/aux{i}/pred_logits", level.classes)
         check.equal(f"atm/aux{i}/pred_masks", level.mask.transpose(0, 3, 1, 2))
@@ -321,7 +331,7 @@ def segvit(data: dict, check) -> None:
     check.equal("atm/semantic_train_vs_eval_maxabsdiff", 0.0)  # one path serves both here
 
     biases = tuple(f"input_proj_{i + 1}.bias" for i in range(levels))
-    low = bound(lowered(source, biases))([tap * 2.0**-6 for tap in taps], grid)
+    low = run(bound(lowered(source, biases)), [tap * 2.0**-6 for tap in taps], grid)
     check.equal("atm/lowvar/pred_logits", low[-1].classes)
     masks = resize_bilinear(low[-1].mask, size).transpose(0, 3, 1, 2)
     check.equal("atm/lowvar/pred_masks_every4", masks[..., ::4, ::4])
@@ -334,13 +344,16 @@ def segvit(data: dict, check) -> None:
     }
     flat = convert(source, rules, module_shapes(module, ""), "fixture")
 
-    def total(flat, labels):
-        terms = bind(module, flat).losses(bind(module, flat)(taps, grid), labels)
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradients(flat, labels):
+        head = bind(module, flat)
+        terms = head.losses(head(taps, grid), labels)
         values = {name: term.value() for name, term in terms.items()}
         return sum(values.values()), values
 
     for name, labels in label_sets.items():
-        grads, values = jax.grad(total, has_aux=True)(flat, jnp.asarray(labels))
+        grads, values = gradients(flat, jnp.asarray(labels))
         for term, value in values.items():
             check.equal(f"atm/loss/{name}/{term}", value)
         check.equal(f"atm/loss/{name}/total", sum(values.values()))
@@ -377,17 +390,126 @@ def heads_part(data: dict, check) -> None:
         source = weights_below(data, f"weights/{name}/")
         flat = convert(source, heads.conv_rules("", ""), module_shapes(module, ""), "fixture")
         head = bind(module, flat)
-        logits = head(taps, grid)
+        logits = run(head, taps, grid)
         check.equal(f"{name}/head_logits", logits.transpose(0, 3, 1, 2))
         full = head.pixel_scores(logits, size)
         (term,) = head.losses(logits, labels).values()
         check.equal(f"{name}/loss/loss_ce", term.value())
         check.equal(f"{name}/loss/acc_seg", accuracy(full, labels))
-        low = head([tap * 2.0**-6 for tap in taps], grid)
+        low = run(head, [tap * 2.0**-6 for tap in taps], grid)
         check.equal(f"{name}/lowvar_head_logits", low.transpose(0, 3, 1, 2))
         check.equal(f"{name}/logits_fullres_every2", full.transpose(0, 3, 1, 2)[..., ::2, ::2])
         check.equal(f"{name}/argmax_fullres", full.argmax(-1), full)
 
 
+# --- F8: metrics, preprocessing, position embeddings
+
+
 def metrics(data: dict, check) -> None:
-    check.skip("", "pending")
+    config = data["config"]
+    classes = config["num_classes"]
+    count = sum(name.startswith("in/pred") for name in data)
+    preds = [data[f"in/pred{i}"] for i in range(count)]
+    plain = [data[f"in/label{i}"] for i in range(count)]
+    raw = [data[f"in/rawlabel{i}"] for i in range(count)]
+    table = np.arange(256, dtype=np.uint8)
+    for old, new in config["label_map"].items():
+        table[int(old)] = new
+    reduced = [reduce_zero(label) for label in raw]
+    for version in ("v030", "v122"):
+        for name, labels in (("plain", plain), ("reduce_zero", reduced)):
+            _scores(check, f"{version}/{name}", preds, labels, classes)
+    mapped = sum(_areas(p, table[label], classes) for p, label in zip(preds, plain, strict=True))
+    check.equal("v030/label_map/areas_total_intersect_union_pred_label", mapped)
+    check.equal("v030/all_ignored/areas", _areas(preds[0], np.full_like(plain[0], 255), classes))
+    odd = data["in/label_out_of_range0"]
+    check.equal("v030/out_of_range_label/areas", _areas(preds[0], odd, classes))
+    check.equal("v122/LoadAnnotations_reduce_zero/label0", reduced[0])
+    check.skip("v030/caller_label_changed_by_reduce_zero", "a property of the original's arguments")
+    _preprocessing(data, check)
+    _position_resizes(data, check)
+
+
+def reduce_zero(label: np.ndarray) -> np.ndarray:
+    """0 becomes 255, the others move down by one; 255 stays."""
+    return np.where((label == 0) | (label == 255), 255, label - 1).astype(np.uint8)
+
+
+def _areas(pred, label, classes) -> np.ndarray:
+    """[4, K]: intersection, union, predicted, labelled pixels of one image."""
+    matrix = confusion(pred, label, classes)
+    hit, labelled, predicted = np.diagonal(matrix[:-1]), matrix[:-1].sum(1), matrix.sum(0)
+    return np.stack([hit, labelled + predicted - hit, predicted, labelled])
+
+
+def _scores(check, prefix: str, preds, labels, classes) -> None:
+    areas = [_areas(p, label, classes) for p, label in zip(preds, labels, strict=True)]
+    check.equal(f"{prefix}/areas_per_image_intersect_union_pred_label", areas)
+    matrix = sum(confusion(p, label, classes) for p, label in zip(preds, labels, strict=True))
+    scores = summarise(matrix, [str(k) for k in range(classes)])
+    per_class = {
+        "IoU": scores.iou,
+        "Acc": scores.recall,
+        "Dice": scores.dice,
+        "Fscore": scores.fscore,
+        "Precision": scores.precision,
+        "Recall": scores.recall,
+    }
+    for name, values in per_class.items():
+        check.equal(f"{prefix}/{name}", values)
+        if f"out/{prefix}/summary_m{name}" in check.outputs:
+            check.equal(f"{prefix}/summary_m{name}", round(100 * nan_mean(values), 2))
+    check.equal(f"{prefix}/aAcc", scores.pixel_accuracy)
+    others = {
+        "areas_total_intersect_union_pred_label": sum(areas),
+        "mIoU_nanmean": scores.miou,
+        "mAcc_nanmean": scores.mean_accuracy,
+        "IoU_nan_to_num0": np.nan_to_num(scores.iou),
+        "summary_aAcc": round(100 * scores.pixel_accuracy, 2),
+    }
+    for name, value in others.items():
+        if f"out/{prefix}/{name}" in check.outputs:
+            check.equal(f"{prefix}/{name}", value)
+
+
+def _preprocessing(data: dict, check) -> None:
+    statistics = {
+        "imagenet": (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD),
+        "half": ((127.5,) * 3, (127.5,) * 3),
+    }
+    image, size = data["in/image_bgr_hwc0"][..., ::-1], tuple(data["config"]["pad_size"])
+    for name, (mean, std) in statistics.items():
+        normalised = transforms.normalise(image, mean, std)
+        check.equal(f"v17_imnormalize/{name}", normalised)
+        padded = transforms.pad(normalised, size, 0.0)
+        check.equal(f"v122_preprocess_train_padded/{name}", padded.transpose(2, 0, 1)[None])
+        for key, shape in (("", None), ("_label_pad", image.shape[:2])):
+            output = f"v122_preprocess_train_padded/{name}{key}"
+            if shape and f"out/{output}" in check.outputs:
+                theirs = data[f"out/{output}"][0, : shape[0], : shape[1]]
+                check.equal(output, transforms.pad(theirs, size, losses.IGNORE)[None])
+        vit = ViT(ViTSpec(width=8, depth=1, heads=1, grid=(2, 2)))  # pads its images by itself
+        padded = [16 * n for n in vit.grid(*image.shape[:2])]
+        count = sum(key.startswith("in/image_bgr_hwc") for key in data)
+        check.equal(f"v122_preprocess_test_div16_shape/{name}", [count, 3, *padded])
+        check.skip(f"v17_vs_v122_normalise_maxabsdiff/{name}", "compares two originals")
+
+
+def _position_resizes(data: dict, check) -> None:
+    for name in sorted(n for n in check.outputs if n.startswith("out/pos/")):
+        _, _, method, sizes = name.split("/")
+        source, target = sizes.split("_to_")
+        square = "x" not in source
+        embedding = data["in/pos_embed_square" if square else "in/pos_embed"]
+        base, grid = (
+            (int(n),) * 2 if square else tuple(map(int, n.split("x"))) for n in (source, target)
+        )
+        resize = {
+            "mmseg_bicubic": resize_position_embedding,
+            "mmseg_bilinear": resize_bilinear,
+            "cts_bilinear": resize_bilinear,
+        }.get(method)
+        if resize is None:
+            check.skip(name[4:], "no model here resizes positions this way")
+        else:
+            check.equal(name[4:], positions(embedding, base, grid, resize))

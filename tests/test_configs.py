@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import train
+from conftest import quick_compiles
 from jaxseg import build, model_dir
 from jaxseg.models.segmenter import network, shapes
 
@@ -53,7 +54,7 @@ def test_docstring_names_commands_and_figures(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke_variant_trains_two_steps(name, tmp_path):
-    with jax.disable_most_optimizations():
+    with quick_compiles():
         train.train(config_of(name, "smoke"), str(tmp_path), "test")
     stored = model_dir.load(str(tmp_path))
     assert stored.config.model.head == config_of(name).model.head

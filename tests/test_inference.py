@@ -136,6 +136,21 @@ def test_slide_compiles_the_network_once():
     assert shapes == [(2, 24, 32, 3)]
 
 
+@pytest.mark.parametrize("name", SPECS)
+def test_inputs_are_what_the_network_gets(name):
+    spec = EvalSpec(**{"crop": (24, 32), "stride": (16, 20)} | SPECS[name] | {"batch_size": 1})
+    given = []
+
+    def watching(params, images):
+        jax.debug.callback(lambda x: given.append(x.shape[1:3]), images)
+        return score(params, images)
+
+    predictor = Predictor(watching, spec)
+    predictor.predict(PARAMS, picture((50, 75)))
+    jax.effects_barrier()
+    assert sorted(given) == sorted(predictor.inputs((50, 75)))
+
+
 def test_program_names_what_is_compiled():
     slide = Predictor(score, EvalSpec(crop=(24, 32), stride=(16, 20)))
     assert slide.program((30, 40)) == slide.program((40, 50))
@@ -194,6 +209,7 @@ def test_evaluate_counts_and_times(capsys):
     np.testing.assert_array_equal(result.matrix, expected)
     assert result.scores.miou == metrics.summarise(expected, source.classes.names).miou
     assert result.names == tuple(f"val/{i}" for i in range(6))
+    assert result.sizes == ((30, 40),) * 5 + ((30, 90),)
     assert [s.name for s in result.samples] == ["val/0", "val/2", "val/5"]
     np.testing.assert_array_equal(result.samples[1].label, source[2]["label"])
     # The first image of each of the two shapes is compile time.

@@ -114,9 +114,8 @@ def test_layer_norm():
 
 
 def test_layer_norm_takes_its_statistics_in_float32():
-    layer = bind(LayerNorm(512, 1e-6), {"scale": np.ones(512), "bias": np.zeros(512)})
-    layer.scale[...] = layer.scale[...].astype(jnp.bfloat16)
-    layer.bias[...] = layer.bias[...].astype(jnp.bfloat16)
+    params = {"scale": jnp.ones(512, jnp.bfloat16), "bias": jnp.zeros(512, jnp.bfloat16)}
+    layer = bind(LayerNorm(512, 1e-6), params)
     x = jnp.asarray(normal(4, 512) + 8.0).astype(jnp.bfloat16)
     wide = np.asarray(x, np.float64)
     expected = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
@@ -166,6 +165,12 @@ def test_batch_norm_in_training(offset):
     np.testing.assert_allclose(layer.mean[...], 0.9 * BN["mean"] + 0.1 * wide.mean(0), rtol=1e-5)
     unbiased = wide.var(0, ddof=1)
     np.testing.assert_allclose(layer.var[...], 0.9 * BN["var"] + 0.1 * unbiased, rtol=1e-4)
+
+
+def test_batch_norm_leaves_the_arrays_it_was_given():
+    before = BN["mean"].copy()
+    bind(BatchNorm(4, None), BN)(jnp.asarray(normal(3, 4)), training=True)
+    np.testing.assert_array_equal(BN["mean"], before)
 
 
 def test_batch_norm_of_one_value_stays_finite():

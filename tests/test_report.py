@@ -49,7 +49,14 @@ def page(tmp_path):
     label[:9] = 255
     samples = [(f"val/{EVIL}", image, label, np.ones_like(label))]
     path = tmp_path / "report.html"
-    write_report(path, f"Title {EVIL}", {"images": 3, EVIL: EVIL}, scores, classes, samples)
+    write_report(
+        path,
+        f"Title {EVIL}",
+        {"images": 3, "rate": 7.654321, "none": float("nan"), EVIL: EVIL},
+        scores,
+        classes,
+        samples,
+    )
     return Page(path)
 
 
@@ -87,6 +94,7 @@ def test_numbers_and_absent_classes(page):
     assert "77.50" in text and "87.50" in text  # mean IoU, mean and pixel accuracy
     assert re.search(r"sky\s+80\.00\s+100\.00\s+80\.00\s+88\.89\s+50\.00", text)
     assert re.search(r"moon\s+n/a\s+n/a\s+n/a\s+n/a\s+0\.00", text)
+    assert re.search(r"images\s+3\s+rate\s+7\.654\s+none\s+n/a", text)
     widths = [a["style"] for tag, a in page.tags if tag == "i"]
     assert widths == ["width:75.0%", "width:80.0%"]
 

@@ -51,7 +51,7 @@ def start_from(
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
         raise UserError(

@@ -29,7 +29,7 @@ class AtmLogits(NamedTuple):
 
 
 class AtmHead(nnx.Module):
-    """DToP's decoupled ATM head ("PruneHead"): one tap, own queries, each class present or absent."""
+    """DToP's decoupled ATM head ("PruneHead"): one tap, own queries, classes present or absent."""
 
     def __init__(self, token_width: int, spec: AtmSpec):
         self.queries = parameter(spec.classes, spec.width)

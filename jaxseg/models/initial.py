@@ -40,7 +40,7 @@ def _start(name: str, shape: Shape, fan_in: int, auxiliary: bool, rng: np.random
         return rng.standard_normal(shape, np.float32) * (2.0 / fan_out) ** 0.5
     if name.endswith("classify.kernel"):
         return rng.standard_normal(shape, np.float32) * 0.01
-    in_decoder = re.search(r"decoder\.layers\.|class_embed", name)
+    in_decoder = re.search(r"\.decoder\.layers\.|\.decoders\.\d+\.layers\.|\.class_embed\.", name)
     if auxiliary and in_decoder and not re.search(r"\.norm\d", name):
         # DToP's own initialiser never reaches auxiliary heads: they keep torch's Linear default.
         return rng.uniform(-1.0, 1.0, shape) * fan_in**-0.5

@@ -86,8 +86,9 @@ class BatchNorm(nnx.Module):
             devices = 1 if self.batch_axis is None else jax.lax.axis_size(self.batch_axis)
             count = len(wide) * devices
             unbiased = var * (count / max(count - 1, 1))
-            self.mean[...] = 0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean)
-            self.var[...] = 0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(unbiased)
+            # Not [...] = : that would write into the caller's array where it is one of numpy.
+            self.mean.set_value(0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean))
+            self.var.set_value(0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(unbiased))
         y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(var + 1e-5)
         return y.astype(x.dtype) * self.scale[...] + self.bias[...]
 
@@ -130,7 +131,7 @@ def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
 
 
 def drop_path(x: Float[Array, "B ..."], rate: float, key: Key[Array, ""] | None) -> Array:
-    """Zero an image's whole branch with probability ``rate`` (stochastic depth); rescale the rest."""
+    """Zero a branch per image with probability ``rate`` (stochastic depth); rescale the rest."""
     if key is None or rate == 0.0:
         return x
     return _drop(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
