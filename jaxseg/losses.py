@@ -39,7 +39,7 @@ def focal_and_dice(
     SegViT's and DToP's ATM loss. Written on exp(-|x|) so that one exponential and one logarithm per
     pixel serve both.
     """
-    positive = mask_logits >= 0  # one choice of side everywhere: |x| would have no gradient at 0
+    positive = mask_logits >= 0  # one side for all: the gradients of max and |x| disagree at 0
     small = jnp.exp(jnp.where(positive, -mask_logits, mask_logits))
     softplus = jnp.where(positive, mask_logits, 0.0) + jnp.log1p(small)
     p = jnp.where(positive, 1.0, small) / (1.0 + small)

@@ -248,7 +248,7 @@ def test_each_kind_of_mismatch_is_named(source, wanted, words):
 
 
 def test_all_mismatches_are_named_at_once():
-    source = {"fc.weight": normal(5, 2), "a": normal(4), "b": normal(4), "z": normal(1)}
+    source = {"a": normal(4), "b": normal(4), "fc.weight": normal(5, 2), "z": normal(1)}
     wanted = {"ours.kernel": (2, 3), "ours.bias": (3,)}
     words = ["not understood (z)", "given twice (free)", "unknown to the model (free)"]
     words += ["without a source (ours.bias)", "of another shape (ours.kernel (2, 5)"]

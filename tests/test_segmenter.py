@@ -78,6 +78,20 @@ def atm_terms(stage, suffix=""):
     return {f"{stage}.loss_{kind}{suffix}" for kind in ("ce", "mask", "dice")}
 
 
+def test_heads_see_the_tokens_of_patches_only():
+    net, params, stats = started(SegmenterSpec(VIT, HEADS[2:]))
+    picture = images(24, 32)
+
+    @jax.jit
+    def both(params):
+        model = net.bind(params, stats)
+        tokens = model.vit(picture, (2,))[2]
+        return model(picture)[0].mask, model.heads[0]((tokens[:, 1:],), (3, 4)).mask
+
+    ours, expected = both(params)
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("heads", "names"),
     [
