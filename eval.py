@@ -28,7 +28,7 @@ def evaluate(config, workdir: str) -> dict:
     from jaxseg.models.segmenter import network, shapes
     from jaxseg.weights import check_same, write_atomically
 
-    # ---- model and data ---------------------------------------------------------------------------
+    # ---- model and data -------------------------------------------------------------------------
     stored = model_dir.load(workdir)
     config = config or stored.config
     source = build.make_source(config, config.eval.split)
@@ -38,11 +38,11 @@ def evaluate(config, workdir: str) -> dict:
     check_same(stored.arrays, wanted, f"{workdir}/{model_dir.WEIGHTS}")
     if classes.names != stored.classes.names:
         raise UserError(
-            f"{workdir}: trained on classes {', '.join(stored.classes.names[:4])} ..., the data set "
-            f"has {', '.join(classes.names[:4])} ...; use the data set it was trained on"
+            f"{workdir}: trained on {', '.join(stored.classes.names[:4])} ..., the data set has "
+            f"{', '.join(classes.names[:4])} ...; use the classes it was trained on"
         )
 
-    # ---- predict ----------------------------------------------------------------------------------
+    # ---- predict --------------------------------------------------------------------------------
     score = network(spec).scorer(bfloat16=config.model.bfloat16)
     predictor = Predictor(score, build.eval_spec(config))
     begin = time.perf_counter()
@@ -50,7 +50,7 @@ def evaluate(config, workdir: str) -> dict:
     wall = time.perf_counter() - begin
     scores = result.scores
 
-    # ---- count ------------------------------------------------------------------------------------
+    # ---- count ----------------------------------------------------------------------------------
     crop = tuple(config.data.crop)
     macs = dense_macs(spec, crop)
     per_image = [
@@ -58,7 +58,7 @@ def evaluate(config, workdir: str) -> dict:
         for size in result.sizes
     ]
 
-    # ---- report -----------------------------------------------------------------------------------
+    # ---- report ---------------------------------------------------------------------------------
     device = jax.devices()[0]
     summary = {
         "miou": scores.miou,

@@ -1,8 +1,8 @@
 """Train a segmenter: ``python train.py --config=configs/NAME.py --workdir=DIR``.
 
-Leaves in DIR: model.safetensors and config.json (what eval.py and the tools load), checkpoints/ (to
-go on with --config.resume=True), metrics.jsonl, tensorboard/ and run.json. A killed run loses nothing
-that was checkpointed; SIGTERM checkpoints first.
+Leaves in DIR: model.safetensors and config.json (what eval.py and the tools load), checkpoints/
+(to go on with --config.resume=True), metrics.jsonl, tensorboard/ and run.json. A killed run loses
+nothing that was checkpointed; SIGTERM checkpoints first.
 """
 
 import contextlib
@@ -37,15 +37,13 @@ def train(config, workdir: str, command: str) -> None:
 
     primary = jax.process_index() == 0
 
-    # ---- data -------------------------------------------------------------------------------------
+    # ---- data -----------------------------------------------------------------------------------
     source = build.make_source(config, "train")
     held_out = build.make_source(config, "val")
     classes = source.classes
-    print(
-        f"data: {len(source)} training and {len(held_out)} validation images, {len(classes)} classes"
-    )
+    print(f"data: {len(source)} images, {len(held_out)} for validation, {len(classes)} classes")
 
-    # ---- model ------------------------------------------------------------------------------------
+    # ---- model ----------------------------------------------------------------------------------
     spec = build.segmenter_spec(config, len(classes))
     model = network(spec, AXIS)
     params, stats = draw(*shapes(spec), config.seed)
@@ -54,7 +52,7 @@ def train(config, workdir: str, command: str) -> None:
         print(f"start: {note}")
     print(f"model: {sum(value.size for value in params.values()) / 1e6:.2f} M parameters")
 
-    # ---- optimizer, step, state -------------------------------------------------------------------
+    # ---- optimizer, step, state -----------------------------------------------------------------
     plan, optim = build.train_spec(config), build.optim_spec(config)
     optimizer = make_optimizer(optim, params)
     rate = learning_rate(optim)
@@ -63,7 +61,7 @@ def train(config, workdir: str, command: str) -> None:
     score = model.scorer(bfloat16=plan.bfloat16)
     predictor = Predictor(score, build.eval_spec(config))
 
-    # ---- start: fresh, or where the newest intact checkpoint ended --------------------------------
+    # ---- start: fresh, or where the newest intact checkpoint ended ------------------------------
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(pathlib.Path(workdir) / "checkpoints"))
         log = stack.enter_context(logs.MetricLog(workdir)) if primary else None
@@ -80,7 +78,7 @@ def train(config, workdir: str, command: str) -> None:
             log.truncate_after(first)
             logs.run_record(workdir, to_json(config), command)
 
-        # ---- loop ---------------------------------------------------------------------------------
+        # ---- loop -------------------------------------------------------------------------------
         processes = jax.process_count()
         if config.train.batch_size % processes:
             raise UserError(

@@ -5,11 +5,11 @@
 
 First shows that tokens and gradients agree, then measures a forward pass and a training step (the
 gradients of all parameters for the sum of squares of the last tap; no optimizer) on the CPU. Rounds
-visit the four measurements in random order: a neighbour's load falls on both. "wall" is what
-a user waits for. "cpu" is the time of all threads, which a neighbour disturbs less; PyTorch's spin
-while they wait for each other, so only on one core (``taskset -c 0``) is it the bare work. Prints a
-table and, as the last line, one JSON object; a ratio is torch / jax of the medians: above 1, jax is
-faster.
+visit the four measurements in random order, so that no load of the machine falls on one alone.
+"wall" is what a user waits for. "cpu" is the time of all threads, which a neighbour disturbs less;
+PyTorch's spin while they wait for each other, so only on one core (``taskset -c 0``) is it the bare
+work. Prints a table and, as the last line, one JSON object; a ratio is torch / jax of the medians:
+above 1, jax is faster.
 """
 
 import json
@@ -172,6 +172,7 @@ def measure(calls: dict[tuple, Callable], rounds: int, seconds: float) -> dict[t
     for _ in range(rounds):
         for i in rng.permutation(len(calls)):
             cell, call = list(calls.items())[i]
+            call()  # memory and caches are still those of another measurement
             start = clocks()
             for _ in range(repetitions[cell]):
                 call()

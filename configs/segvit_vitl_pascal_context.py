@@ -8,8 +8,8 @@ Ours: not measured (docs/results.md). Hardware of the original: 8 A100, 160 k st
     python eval.py --config=configs/segvit_vitl_pascal_context.py --config.data.root=DATA \
         --workdir=runs/segvit_vitl_pascal_context
 
-DATA: python -m jaxseg.tools.prepare_data --name=pascal_context (docs/datasets.md). AUGREG.npz: AugReg's
-ViT-L/16, ImageNet-21k then ImageNet-1k at 384 (docs/weights.md).
+DATA: python -m jaxseg.tools.prepare_data --name=pascal_context (docs/datasets.md).
+AUGREG.npz: AugReg's ViT-L/16, ImageNet-21k then ImageNet-1k at 384 (docs/weights.md).
 """
 
 from configs import segvit_vitl_ade20k

@@ -3,7 +3,8 @@
 Ours, with time and machine: docs/results.md. Sized for two CPU cores.
 
     python train.py --config=configs/segvit_vitti_camvid_2x.py --config.data.root=CAMVID \
-        --config.init_from=runs/segvit_vitti_camvid/model.safetensors --workdir=runs/segvit_vitti_camvid_2x
+        --config.init_from=runs/segvit_vitti_camvid/model.safetensors \
+        --workdir=runs/segvit_vitti_camvid_2x
     python eval.py --config=configs/segvit_vitti_camvid_2x.py --config.data.root=CAMVID \
         --workdir=runs/segvit_vitti_camvid_2x
 

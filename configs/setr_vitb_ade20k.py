@@ -12,8 +12,8 @@ DATA: python -m jaxseg.tools.prepare_data --name=ade20k (docs/datasets.md). AUGR
 ViT-B/16, ImageNet-21k then ImageNet-1k at 384 (docs/weights.md).
 
 DToP released no SETR recipe. One structure fits its published MACs best: class token kept, final
-norm, one 1x1 convolution to 256 channels, classifier at 1/16 without inner up-sampling. The heads sit
-after blocks 6, 8 and 12, where its exits are; optimizer and schedule are those of its SegViT rows.
+norm, one 1x1 convolution to 256 channels, classifier at 1/16 without inner up-sampling. Its exits
+are after blocks 6 and 8, so the heads are there; the rest is that of its SegViT rows.
 """
 
 from configs import segvit_vitb_ade20k

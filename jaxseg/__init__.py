@@ -1,3 +1,3 @@
-"""jaxseg: semantic segmentation with plain vision transformers that spend compute where it is hard."""
+"""Semantic segmentation with plain vision transformers that spend compute where it is hard."""
 
 __version__ = "0.1.0"

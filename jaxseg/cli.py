@@ -1,6 +1,7 @@
 """How the command lines start and how they fail: one line on standard error and exit code 2."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -38,22 +39,24 @@ def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)[1:]
-    except UserError:
-        raise
+        rest = flags.FLAGS(argv)[1:]
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.items()  # a file that is not there is noticed at the first access
+        return rest
     except flags.Error as error:
-        raise UserError(f"{_one_line(error)}; see --help") from error
+        raise UserError(f"{error}; see --help") from error
     except OSError as error:
-        raise UserError(
-            f"--config: cannot read {error.filename}; name a file of configs/"
-        ) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # from ml_collections
-        raise UserError(f"--config: {_one_line(error)}") from error
+        raise UserError("--config: no such file; name one of configs/*.py") from error
+    except (AttributeError, KeyError) as error:  # how ml_collections says that a field is unknown
+        raise UserError(f"--config: {_unknown_field(str(error.args[0]))}") from error
 
 
-def _one_line(error: Exception) -> str:
-    text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-    return " ".join(text.split())
+def _unknown_field(text: str) -> str:
+    words = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+    if words:
+        return f"unknown field {words[2]!r}; did you mean {words[1]!r}?"
+    name = text.strip("'\"")
+    return f"unknown field {name!r}; jaxseg/config.py lists the fields"
 
 
 def _fail(error: BaseException, message: str, code: int = 2) -> None:

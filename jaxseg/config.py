@@ -1,8 +1,8 @@
 """Every field of a configuration, with its default and its meaning.
 
-A file in ``configs/`` offers ``get_config(arg)``: it takes `defaults`, changes what differs and returns
-`finish(config, arg)`. ``arg`` is what follows a colon on the command line: ``--config=configs/x.py:smoke``
-asks for the same recipe shrunk to a two-step test.
+A file in ``configs/`` offers ``get_config(arg)``: it takes `defaults`, changes what differs and
+returns `finish(config, arg)`. ``arg`` is what follows a colon on the command line:
+``--config=configs/x.py:smoke`` asks for the same recipe shrunk to a two-step test.
 
 Sizes are (height, width), except where (long side, short side) is said. Tuples, never lists: only
 tuples can be overridden on the command line (``--config.data.crop='(480, 480)'``).
@@ -20,10 +20,11 @@ def defaults() -> ConfigDict:
     """The common defaults: SegViT with DToP's decoupled heads on a folder of images and labels."""
     config = ConfigDict()
     config.seed = 0
-    # Start weights: an AugReg or timm ViT .npz (backbone only; heads start fresh) or a model.safetensors
-    # of this project (everything that fits; other class counts restart the classifier). "" = random.
+    # Start weights: a ViT .npz of AugReg or timm (the backbone; heads start fresh), or a
+    # model.safetensors of this project (what fits; other class counts restart the classifier).
+    # "" = random.
     config.init_from = ""
-    # Go on from the newest checkpoint in the workdir. Without it a workdir with checkpoints is refused.
+    # Go on from the newest checkpoint in the workdir. Otherwise a workdir with some is refused.
     config.resume = False
 
     config.data = data = ConfigDict()

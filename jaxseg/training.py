@@ -63,9 +63,9 @@ def make_step(
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
     """The per-device body: ``step(state, batch, key) -> state, metrics``, to run under `pmap_step`.
 
-    ``batch`` holds this device's images float32[b, H, W, 3] and labels uint8[b, H, W]. The result is
-    that of one device on the joined batch, because every loss term is divided by its normaliser over
-    all devices. With accumulation each micro-batch is normalised by itself, as in PyTorch.
+    ``batch`` holds this device's images float32[b, H, W, 3] and labels uint8[b, H, W]. The result
+    is that of one device on the joined batch, because every loss term is divided by its normaliser
+    over all devices. With accumulation each micro-batch is normalised by itself, as in PyTorch.
     """
     dtype = jnp.bfloat16 if spec.bfloat16 else jnp.float32
 
@@ -185,5 +185,5 @@ def _check_finite(done: int, values: dict[str, float], spec: TrainSpec) -> None:
     terms = [name for name, value in values.items() if not np.isfinite(value)]
     raise UserError(
         f"step {done}: {int(values['bad_steps'])} non-finite steps in a row "
-        f"({', '.join(terms) or 'gradients'}); lower optim.lr, set optim.clip_norm, or check the data"
+        f"({', '.join(terms) or 'gradients'}); lower optim.lr, set optim.clip_norm, check the data"
     )

@@ -7,9 +7,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import quick_compiles
 
 import train
-from conftest import quick_compiles
 from jaxseg import build, model_dir
 from jaxseg.models.segmenter import network, shapes
 

@@ -38,7 +38,7 @@ def test_published_dense_figures(name, gmacs):
     "name", ["segvit_vitti_camvid", "setr_vitti_camvid", "segvit_v1_vitb_ade20k"]
 )
 def test_within_two_percent_of_xla(name, monkeypatch):
-    """XLA counts elementwise work too, and nothing inside loops more than once: unroll attention."""
+    """XLA counts elementwise work too, and a loop body only once: unroll attention."""
 
     def unrolled(q, k, v):
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)

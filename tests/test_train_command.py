@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from conftest import quick_compiles
 
 import train
-from conftest import quick_compiles
 from jaxseg import model_dir
 from jaxseg.errors import UserError
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conftest import quick_compiles
+
 from jaxseg import optim, parallel, training
 from jaxseg.errors import UserError
 from jaxseg.models import atm
