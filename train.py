@@ -63,7 +63,8 @@ def train(config, workdir: str, command: str) -> None:
 
     # ---- start: fresh, or where the newest intact checkpoint ended ------------------------------
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(pathlib.Path(workdir) / "checkpoints"))
+        folder = pathlib.Path(workdir) / "checkpoints"
+        checkpoints = stack.enter_context(Checkpoints(folder))
         log = stack.enter_context(logs.MetricLog(workdir)) if primary else None
         first = 0
         if checkpoints.latest() is not None:
@@ -74,6 +75,8 @@ def train(config, workdir: str, command: str) -> None:
                 )
             first, state = checkpoints.restore(state)
             print(f"resume: step {first}")
+        elif any(folder.glob("damaged_*")):
+            raise UserError(f"{folder} holds damaged checkpoints only; name another --workdir")
         if primary:
             log.truncate_after(first)
             logs.run_record(workdir, to_json(config), command)
@@ -119,7 +122,7 @@ def train(config, workdir: str, command: str) -> None:
         hooks = training.Hooks(report, checkpoint, validate, asked_to_stop)
         state = training.fit(step, state, batches, plan, hooks)
         checkpoints.wait()
-        if asked_to_stop():
+        if asked_to_stop() and state["step"] < plan.steps:
             raise UserError(
                 f"stopped by SIGTERM after step {state['step']}; go on with --config.resume=True"
             )

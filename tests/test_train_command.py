@@ -68,6 +68,12 @@ def test_second_run_in_a_workdir_needs_resume(whole):
         train.train(smoke(), str(whole), "test")
 
 
+def test_damaged_checkpoints_are_not_taken_for_a_fresh_start(tmp_path):
+    (tmp_path / "checkpoints" / "damaged_step_00000002").mkdir(parents=True)
+    with pytest.raises(UserError, match="damaged checkpoints only"):
+        train.train(smoke(resume=True), str(tmp_path), "test")
+
+
 def test_evaluation_writes_what_it_promises(whole):
     results = evaluation.evaluate(smoke(), str(whole))
     stored = json.loads((whole / "results.json").read_text())
