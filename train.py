@@ -83,10 +83,11 @@ def train(config, workdir: str, command: str) -> None:
 
         # ---- loop -------------------------------------------------------------------------------
         processes = jax.process_count()
-        if config.train.batch_size % processes:
+        parts = jax.device_count() * plan.accumulate
+        if config.train.batch_size % parts:
             raise UserError(
-                f"train.batch_size={config.train.batch_size} cannot be split over "
-                f"{processes} processes"
+                f"train.batch_size={config.train.batch_size} must be a multiple of {parts}: "
+                f"{jax.device_count()} devices x {plan.accumulate} micro-batches"
             )
         batches = stack.enter_context(
             contextlib.closing(

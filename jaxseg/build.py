@@ -148,11 +148,6 @@ def optim_spec(config: ConfigDict) -> OptimSpec:
 def train_spec(config: ConfigDict) -> TrainSpec:
     """What one step does and how long the loop runs."""
     train, optim = config.train, config.optim
-    if train.batch_size % optim.accumulate:
-        raise UserError(
-            f"train.batch_size={train.batch_size} is not a multiple of "
-            f"optim.accumulate={optim.accumulate}"
-        )
     return TrainSpec(
         seed=config.seed,
         steps=train.steps,

@@ -74,6 +74,11 @@ def test_damaged_checkpoints_are_not_taken_for_a_fresh_start(tmp_path):
         train.train(smoke(resume=True), str(tmp_path), "test")
 
 
+def test_batch_that_cannot_be_split_is_refused(tmp_path):
+    with pytest.raises(UserError, match="batch_size=3 must be a multiple of 2: 2 devices x 1"):
+        train.train(smoke(**{"train.batch_size": 3}), str(tmp_path), "test")
+
+
 def test_evaluation_writes_what_it_promises(whole):
     results = evaluation.evaluate(smoke(), str(whole))
     stored = json.loads((whole / "results.json").read_text())
