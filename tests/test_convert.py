@@ -375,7 +375,10 @@ def test_half_precision_weights_become_float32(tmp_path):
 def test_files_that_cannot_start_a_run(tmp_path):
     here = segmenter()
     wide, _ = saved(tmp_path, width=24)
-    refused(lambda: start_from(wide, *here), "no block fits a ViT of width 12")
+    refused(lambda: start_from(wide, *here), "arrays of the backbone", "depth 2 and width 12")
+    half = tmp_path / "half.safetensors"
+    save_weights(half, {n: v for n, v in here[1].items() if ".blocks.1." not in n}, {})
+    refused(lambda: start_from(str(half), *here), "12 arrays of the backbone (vit.blocks.1")
     refused(lambda: start_from(str(tmp_path / "none.npz"), *here), "none.npz: no such file")
     other = tmp_path / "weights.pth"
     other.write_bytes(b"x")

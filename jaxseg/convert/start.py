@@ -19,9 +19,9 @@ def start_from(
     """Parameters and statistics to train from, and one line that says what was taken.
 
     ``.npz``: a ViT of timm, mmsegmentation or AugReg; the heads keep their fresh ``params``.
-    ``.safetensors``: weights of this project; arrays of another shape (another number of classes)
-    keep the fresh ones, a position embedding of another grid is resized.
-    Raises UserError if the file does not hold such weights.
+    ``.safetensors``: weights of this project; head arrays of another shape (another number of
+    classes) keep the fresh ones, a position embedding of another grid is resized.
+    Raises UserError if the file does not hold such weights, or not the whole backbone.
     """
     if not Path(path).is_file():
         raise UserError(f"config.init_from={path}: no such file")
@@ -39,8 +39,13 @@ def start_from(
         stored["vit.pos_embed"] = np.asarray(resized)
     fresh = dict(params) | dict(stats)
     taken = {n: v for n, v in stored.items() if n in fresh and v.shape == fresh[n].shape}
-    if not any(name.startswith("vit.blocks.") for name in taken):
-        raise UserError(f"config.init_from={path}: no block fits a ViT of width {spec.vit.width}")
+    unfilled = [n for n in params if n.startswith("vit.") and n not in taken]
+    if unfilled:
+        raise UserError(
+            f"config.init_from={path}: does not fill {len(unfilled)} arrays of the backbone "
+            f"({unfilled[0]} ...); use weights of a ViT of depth {spec.vit.depth} and width "
+            f"{spec.vit.width}"
+        )
     both = fresh | taken
     left = sorted(set(fresh) - set(taken))
     note = f"{len(taken)} of {len(fresh)} arrays from {path}"
