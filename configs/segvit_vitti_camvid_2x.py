@@ -8,7 +8,7 @@ Ours, with time and machine: docs/results.md. Sized for two CPU cores.
     python eval.py --config=configs/segvit_vitti_camvid_2x.py --config.data.root=CAMVID \
         --workdir=runs/segvit_vitti_camvid_2x
 
-Goes on from the weights of segvit_vitti_camvid: a step here costs seven times as much.
+Goes on from the weights of segvit_vitti_camvid: an image here costs seven times as much.
 """
 
 from configs import segvit_vitti_camvid

@@ -10,8 +10,8 @@ import jax
 def prepare() -> None:
     """Keep compiled programs between runs and silence libraries that talk about themselves.
 
-    The cache lies in ``$JAX_COMPILATION_CACHE_DIR`` or ``~/.cache/jaxseg/compiled``; it takes the
-    compile time of a second run from tens of seconds to about one.
+    The cache lies in ``$JAX_COMPILATION_CACHE_DIR`` or ``~/.cache/jaxseg/compiled``; a second
+    run of the same program then reads it instead of compiling.
     """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if not folder:
