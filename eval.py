@@ -21,11 +21,11 @@ def evaluate(config, workdir: str) -> dict:
     """Scores, MACs and speed of the model in ``workdir``; what ``results.json`` holds."""
     import jax
 
-    from jaxseg import build, metrics, model_dir, report, viz
+    from jaxseg import build, exits, metrics, model_dir, report, viz
     from jaxseg.inference import Predictor
     from jaxseg.inference import evaluate as run
     from jaxseg.models.macs import dense_macs
-    from jaxseg.models.segmenter import network, shapes
+    from jaxseg.models.segmenter import network, shapes, without_exits
     from jaxseg.weights import check_same, write_atomically
 
     # ---- model and data -------------------------------------------------------------------------
@@ -43,20 +43,23 @@ def evaluate(config, workdir: str) -> dict:
         )
 
     # ---- predict --------------------------------------------------------------------------------
-    score = network(spec).scorer(bfloat16=config.model.bfloat16)
-    predictor = Predictor(score, build.eval_spec(config))
+    # Where tokens leave early the same weights are run without exits too, image by image in turn.
+    specs = {"model": spec} | ({"dense": without_exits(spec)} if spec.exits else {})
+    how = build.eval_spec(config)
+    predictors = {}
+    for name, each in specs.items():
+        program = network(each).program(bfloat16=config.model.bfloat16)
+        predictors[name] = (Predictor(program, how), program.prepare(stored.arrays))
     begin = time.perf_counter()
-    result = run(predictor, stored.arrays, source, pictures=config.eval.pictures)
+    found = run(predictors, source, pictures=config.eval.pictures)
     wall = time.perf_counter() - begin
+    result = found["model"]
     scores = result.scores
 
     # ---- count ----------------------------------------------------------------------------------
     crop = tuple(config.data.crop)
     macs = dense_macs(spec, crop)
-    per_image = [
-        sum(dense_macs(spec, size).gmacs_backbone_and_final_head for size in predictor.inputs(size))
-        for size in result.sizes
-    ]
+    per_image = exits.mean_gmacs(spec, result)
 
     # ---- report ---------------------------------------------------------------------------------
     device = jax.devices()[0]
@@ -69,13 +72,15 @@ def evaluate(config, workdir: str) -> dict:
         "gmacs_backbone_and_final_head": macs.gmacs_backbone_and_final_head,
         "gmacs_all_heads": macs.gmacs_all_heads,
         "gmacs_input": list(crop),
-        "gmacs_per_image": sum(per_image) / len(per_image),
+        "gmacs_per_image": per_image,
         "images_per_second": result.images_per_second,
         "compile_seconds": result.compile_seconds,
         "wall_seconds": wall,
         "device": f"{device.device_kind} ({platform.processor() or platform.machine()})",
         "jax": jax.__version__,
     }
+    if spec.exits:
+        summary |= exits.summary(spec, result, specs["dense"], found["dense"])
     iou = {n: _number(value) for n, value in zip(classes.names, scores.iou, strict=True)}
     results = {name: _number(value) for name, value in summary.items()} | {
         "iou": iou,
@@ -92,6 +97,8 @@ def evaluate(config, workdir: str) -> dict:
         f"(all heads {macs.gmacs_all_heads:.2f})   images/s {result.images_per_second:.2f} "
         f"(after {result.compile_seconds:.1f} s of compiling)"
     )
+    if spec.exits:
+        print(exits.line(summary))
     print(f"wrote {folder}/results.json, confusion.png, report.html")
     return results
 

@@ -31,7 +31,7 @@ def train(config, workdir: str, command: str) -> None:
     from jaxseg.inference import Predictor, evaluate
     from jaxseg.models.initial import draw
     from jaxseg.models.segmenter import network, shapes
-    from jaxseg.optim import learning_rate, make_optimizer
+    from jaxseg.optim import learning_rate, make_optimizer, trainable
     from jaxseg.parallel import AXIS
     from jaxseg.progress import Progress
 
@@ -54,12 +54,12 @@ def train(config, workdir: str, command: str) -> None:
 
     # ---- optimizer, step, state -----------------------------------------------------------------
     plan, optim = build.train_spec(config), build.optim_spec(config)
-    optimizer = make_optimizer(optim, params)
+    trained = trainable(optim, params)
+    optimizer = make_optimizer(optim, trained)
     rate = learning_rate(optim)
-    step = training.make_step(model, optimizer, rate, plan)
-    state = training.initial_state(params, stats, optimizer, plan)
-    score = model.scorer(bfloat16=plan.bfloat16)
-    predictor = Predictor(score, build.eval_spec(config))
+    step = training.make_step(model, optimizer, rate, trained, plan)
+    state = training.initial_state(params, stats, optimizer, trained, plan)
+    predictor = Predictor(model.program(bfloat16=plan.bfloat16), build.eval_spec(config))
 
     # ---- start: fresh, or where the newest intact checkpoint ended ------------------------------
     with contextlib.ExitStack() as stack:
@@ -111,8 +111,9 @@ def train(config, workdir: str, command: str) -> None:
             progress.update(done, loss=values["loss"], lr=values["lr"])
 
         def validate(params, stats) -> float:
-            result = evaluate(predictor, params | stats, held_out, label="validate")
-            return result.scores.miou
+            arrays = predictor.program.prepare(params | stats)
+            result = evaluate({"model": (predictor, arrays)}, held_out, label="validate")
+            return result["model"].scores.miou
 
         def checkpoint(done, state, score):
             if primary and score is not None:

@@ -3,12 +3,15 @@
 `ConfigDict` stops here: nothing below this file has seen one.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from jaxseg.data.classes import Source
 from jaxseg.data.transforms import Recipe
 from jaxseg.errors import UserError
 from jaxseg.inference import EvalSpec
+from jaxseg.methods import METHODS
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
@@ -94,34 +97,70 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
         final_norm=model.final_norm,
         drop_path=model.drop_path,
     )
-    if model.head == "conv":
-        return SegmenterSpec(vit, _conv_heads(model, classes))
+    decisions = _decisions(config)
+    if model.head == "cascade":
+        if decisions:
+            raise UserError(
+                "config.model.head='cascade' reads all taps at once, so that nobody can leave "
+                "early: use atm or conv, or config.method.name=dense"
+            )
+        return SegmenterSpec(vit, (HeadSpec(tuple(model.taps), _atm(model, classes)),))
+    heads = tuple(
+        HeadSpec(
+            (tap,), _head_sizes(model, classes, last=tap == model.taps[-1]), decisions.get(tap)
+        )
+        for tap in model.taps
+    )
+    return SegmenterSpec(vit, heads, config.method.final_at_exit)
+
+
+def _head_sizes(model: ConfigDict, classes: int, *, last: bool) -> AtmSpec | ConvSpec:
+    """Sizes of the last head or of an auxiliary one, which may be of another kind."""
+    if not last and model.aux_head:
+        _one_of("model.aux_head", model.aux_head, ("atm", "conv"))
+        model = model.copy_and_resolve_references()
+        model.update(head=model.aux_head, head_width=model.aux_head_width)
+        model.update(head_layers=model.aux_head_layers)
+    if model.head == "atm":
+        return _atm(model, classes)
+    return ConvSpec(
+        classes=classes,
+        channels=model.head_width,
+        convs=model.head_layers,
+        up_scale=model.head_up_scale,
+        weight=1.0 if last else model.aux_weight,
+    )
+
+
+def _atm(model: ConfigDict, classes: int) -> AtmSpec:
     if model.head_width % model.head_heads:
         raise UserError(
             f"model.head_width={model.head_width} is not a multiple of "
             f"model.head_heads={model.head_heads}"
         )
-    atm = AtmSpec(classes, model.head_width, model.head_heads, model.head_layers)
-    if model.head == "cascade":
-        return SegmenterSpec(vit, (HeadSpec(tuple(model.taps), atm),))
-    return SegmenterSpec(vit, tuple(HeadSpec((tap,), atm) for tap in model.taps))
+    return AtmSpec(classes, model.head_width, model.head_heads, model.head_layers)
 
 
-def _conv_heads(model: ConfigDict, classes: int) -> tuple[HeadSpec, ...]:
-    last = len(model.taps) - 1
-    return tuple(
-        HeadSpec(
-            (tap,),
-            ConvSpec(
-                classes=classes,
-                channels=model.head_width,
-                convs=model.head_layers,
-                up_scale=model.head_up_scale,
-                weight=1.0 if i == last else model.aux_weight,
-            ),
+def _decisions(config: ConfigDict) -> dict[int, Callable]:
+    """The decision after each block (0-based) where tokens leave."""
+    method, taps = config.method, config.model.taps
+    _one_of("method.name", method.name, tuple(METHODS))
+    if method.name == "dense":
+        return {}
+    decisions = {}
+    for layer in range(1, 24):
+        threshold = method[f"exit{layer}"].threshold
+        if threshold == 1.0:
+            continue
+        if layer - 1 not in taps[:-1]:
+            raise UserError(
+                f"config.method.exit{layer}.threshold={threshold}: no auxiliary head reads layer "
+                f"{layer}; those of config.model.taps={taps} read {[t + 1 for t in taps[:-1]]}"
+            )
+        decisions[layer - 1] = METHODS[method.name](
+            threshold, method.context, method.k, method.share
         )
-        for i, tap in enumerate(model.taps)
-    )
+    return decisions
 
 
 def optim_spec(config: ConfigDict) -> OptimSpec:
@@ -135,6 +174,7 @@ def optim_spec(config: ConfigDict) -> OptimSpec:
         weight_decay=optim.weight_decay,
         lr_multipliers=tuple(optim.lr_multipliers),
         no_decay=tuple(optim.no_decay),
+        freeze=tuple(optim.freeze),
         clip_norm=optim.clip_norm,
         warmup_steps=optim.warmup_steps,
         warmup_multiplies=optim.warmup_multiplies,

@@ -64,8 +64,27 @@ def defaults() -> ConfigDict:
     model.head_heads = 6  # ATM: attention heads
     model.head_layers = 3  # ATM: decoder layers; conv: convolutions
     model.head_up_scale = 1  # conv: bilinear up-sampling after each convolution
+    model.aux_head = ""  # kind of the heads before the last: atm | conv; "" = as the last
+    model.aux_head_width = 256  # and, where it differs, its width
+    model.aux_head_layers = 1  # and its decoder layers or convolutions
     model.aux_weight = 0.4  # conv: loss weight of the heads before the last
     model.bfloat16 = False  # compute in bfloat16; parameters, losses and scores stay float32
+
+    config.method = method = ConfigDict()
+    method.name = "dense"  # dense | dtop (tokens leave early)
+    # dtop: after layer N (1-based; a head must read block N - 1, see model.taps) tokens more
+    # confident than this leave; 1 = no exit there.
+    for layer in range(1, 24):
+        method[f"exit{layer}"] = ConfigDict({"threshold": 1.0})
+    method.context = "top_k"  # dtop: what stays of those: top_k | remove | average | average_top_k
+    method.k = 5  # dtop: tokens per class that stay as context
+    method.share = (
+        0.0  # dtop: this share leaves, most confident first, whatever the threshold; 0 = off
+    )
+    # dtop: the label of a token that leaves. False: its mask logits are frozen and multiplied with
+    # the class probabilities of the last head (the released code; DToP footnote 2; STEP runs it).
+    # True: it is final when the token leaves (DToP section 3.2; with SETR's heads it always is).
+    method.final_at_exit = False
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # adamw | sgd (momentum 0.9)
@@ -75,6 +94,7 @@ def defaults() -> ConfigDict:
         ("^heads", 10.0),
     )  # (regex on parameter names, factor); first match wins
     optim.no_decay = ()  # regexes of parameters without weight decay
+    optim.freeze = ()  # regexes of parameters that are not trained
     optim.clip_norm = 0.0  # global gradient norm; 0 = no clipping
     optim.warmup_steps = 1500
     optim.warmup_multiplies = False  # True: mmcv 0.x, the warm-up scales the running schedule
@@ -122,8 +142,14 @@ def _smoke(config: ConfigDict) -> None:
     config.data.update(name="shapes", train="train", val="val", test="test", ignore=())
     config.data.update(count=(4, 2, 2), size=(4 * patch, 6 * patch), crop=(4 * patch, 4 * patch))
     config.data.update(resize=(6 * patch, 4 * patch))
-    config.model.update(variant="smoke", taps=tuple(range(len(config.model.taps))))
+    taps = tuple(range(len(config.model.taps)))
+    for old, new in zip(config.model.taps[:-1], taps[:-1], strict=True):  # exits move with heads
+        threshold = config.method[f"exit{old + 1}"].threshold
+        config.method[f"exit{old + 1}"].threshold = 1.0
+        config.method[f"exit{new + 1}"].threshold = threshold
+    config.model.update(variant="smoke", taps=taps)
     config.model.update(head_width=16, head_heads=2, head_layers=1, bfloat16=False)
+    config.model.update(aux_head_width=16)
     config.init_from = ""
     config.optim.update(warmup_steps=1)
     config.train.update(batch_size=2, steps=2, log_every=1, eval_every=0, checkpoint_every=1)

@@ -4,11 +4,12 @@ Shapes are static where compiling is dear: in slide mode the network is compiled
 of windows, whatever the images measure. The small programs around it (adding windows, resizing,
 argmax) work on maps rounded up to a multiple of 64 pixels and get exact sizes as data. In whole
 mode every new size of a resized image compiles the network again: padding would change attention.
+There a single view's labels are interpolated only where neighbouring tokens disagree
+(`jaxseg.labels`), from the token grid straight to the size of the image.
 """
 
-import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,16 +17,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
-from jaxseg import metrics, windows
+from jaxseg import labels, metrics, windows
 from jaxseg.data.classes import Classes, Source
 from jaxseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, keep_ratio_size, test_image
 from jaxseg.errors import UserError
+from jaxseg.execute import Answer
+from jaxseg.programs import Program
 from jaxseg.progress import Progress
 from jaxseg.windows import Size
-
-Score = Callable[[dict, Float[Array, "b h w 3"]], Float[Array, "b h w K"]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class EvalSpec:
     resize: (long, short) that the image is fitted into first, aspect kept; None keeps its size.
     scales: factors on that size. Scores of all scales are averaged at the original size, and with
         ``flip`` those of the mirrored image too.
-    batch_size: windows per call of the network.
+    batch_size: windows (slide) or images of one size (whole, one view) per call of the network.
     """
 
     mode: str = "slide"
@@ -63,38 +64,57 @@ class EvalSpec:
             raise UserError(f"config.eval.batch_size={self.batch_size}: use 1 or more")
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """``score(params, images float32[b,h,w,3]) -> float[b,h,w,K]``, made to answer for an image.
+class Prediction(NamedTuple):
+    """Label map of an image at its own size, and what each input of the network cost.
 
-    ``score`` must be pure and take any h and w; it is compiled here. Its scores are averaged as
-    they are: return probabilities where several scales are to be averaged as mmseg does. Put
-    ``params`` on the device first (`jax.device_put`), or every call copies them.
+    inputs: the size of every input (window or view), batch filling left out. alive: slots that each
+    stage worked on. left: per input, the exit at which each token of its grid left, -1 if at none.
     """
 
-    score: Score
+    labels: UInt8[np.ndarray, "H W"]
+    inputs: tuple[Size, ...]
+    alive: Int[np.ndarray, "inputs stages"]
+    left: tuple[Int[np.ndarray, "r c"], ...]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A program of `jaxseg.programs` made to answer for images of any size.
+
+    Scores of several views are averaged as they are. ``params`` everywhere is what
+    ``program.prepare`` returns, or every call copies them to the device.
+    """
+
+    program: Program
     spec: EvalSpec
 
-    def predict(self, params: dict, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
-        """The label map at the image's own size, on the host."""
-        height, width = image.shape[:2]
-        views = self._views(params, image)
-        total, last = None, next(views)
-        for view in views:
-            total, last = windows.add_view(total, last), view
-        return np.asarray(windows.label_views(total, last))[:height, :width]
+    def predict(
+        self, params: dict, images: Sequence[UInt8[np.ndarray, "H W 3"]]
+    ) -> list[Prediction]:
+        """Predictions for images of one size, at most ``spec.batch_size`` of them."""
+        if self._batches:
+            return self._predict_batch(params, images)
+        return [self._predict_views(params, image) for image in images]
 
     def scores(self, params: dict, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W K"]:
         """Mean scores over scales and mirror images at the image's own size, on the host."""
         height, width = image.shape[:2]
         total = None
-        for view in self._views(params, image):
+        for view, _ in self._views(params, image):
             total = windows.add_view(total, view)
         views = len(self.spec.scales) * (1 + self.spec.flip)
         return np.asarray(total)[:height, :width] / np.float32(views)
 
-    def program(self, size: Size) -> tuple:
-        """Images of equal ``program`` share all compiled code; a new one has to be compiled."""
+    def of_normalised(
+        self, params: dict, image: Float[np.ndarray, "h w 3"]
+    ) -> Float[np.ndarray, "h w K"]:
+        """Scores of one view, an image that is resized and normalised already, at its own size."""
+        height, width = image.shape[:2]
+        canvas, coverage, _ = self._map(params, image)
+        return np.asarray(windows.add_view(None, windows.View(canvas, coverage)))[:height, :width]
+
+    def compiled_for(self, size: Size) -> tuple:
+        """Images for which this is equal share all compiled code; a new one has to be compiled."""
         resized = [self._resized(size, scale) for scale in self.spec.scales]
         canvases = (
             resized
@@ -103,49 +123,82 @@ class Predictor:
         )
         return windows.bucket(size), self._keeps(size), tuple(canvases)
 
-    def inputs(self, size: Size) -> list[Size]:
-        """What the network is given for one image of ``size``: a size per window, or per view."""
-        spec, given = self.spec, []
-        for scale in spec.scales:
-            resized = self._resized(size, scale)
-            if spec.mode == "slide":
-                given += [spec.crop] * len(windows.window_starts(resized, spec.crop, spec.stride))
-            else:
-                given.append(resized)
-        return given * (1 + spec.flip)
+    @property
+    def together(self) -> int:
+        """Images of one size that are best predicted in one call."""
+        return self.spec.batch_size if self._batches else 1
 
-    @functools.cached_property
-    def _score(self) -> Score:
-        return jax.jit(self.score)
+    @property
+    def _batches(self) -> bool:
+        spec = self.spec
+        return spec.mode == "whole" and len(spec.scales) == 1 and not spec.flip
 
-    def _views(self, params: dict, image: np.ndarray) -> Iterator[windows.View]:
-        """The scores of each resized, perhaps mirrored copy, and the way back to the original."""
+    def _predict_batch(self, params: dict, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """One view of each image; labels straight from the token grid."""
+        size, spec = images[0].shape[:2], self.spec
+        fit = self._fit(size, spec.scales[0])
+        batch = [test_image(image, *fit, spec.mean, spec.std) for image in images]
+        batch += [batch[-1]] * (spec.batch_size - len(batch))
+        answer = self.program(params, np.stack(batch))
+        given = batch[0].shape[:2]
+        rows, columns = (
+            labels.axis(n, ((-(-g // self.program.patch) * self.program.patch, g), (s, s)))
+            for n, g, s in zip(answer.scores.shape[1:3], given, size, strict=True)
+        )
+        maps = np.asarray(_label_map(answer.scores, rows, columns))
+        alive, left = np.asarray(answer.alive), np.asarray(answer.left)
+        return [
+            Prediction(maps[i, : size[0], : size[1]], (given,), alive[i : i + 1], (left[i],))
+            for i in range(len(images))
+        ]
+
+    def _predict_views(self, params: dict, image: np.ndarray) -> Prediction:
+        height, width = image.shape[:2]
+        total, last, given = None, None, []
+        for view, inputs in self._views(params, image):
+            if last is not None:
+                total = windows.add_view(total, last)
+            last = view
+            given += inputs
+        found = np.asarray(windows.label_views(total, last))[:height, :width]
+        sizes, alive, left = zip(*given, strict=True)
+        return Prediction(found, sizes, np.stack(alive), left)
+
+    def _views(self, params: dict, image: np.ndarray) -> Iterator[tuple[windows.View, list]]:
+        """The scores of each resized, perhaps mirrored copy, with the way back to the original.
+
+        Beside it (size, alive, left) of each input of the network.
+        """
         size, spec = image.shape[:2], self.spec
         for scale in spec.scales:
             small = test_image(image, *self._fit(size, scale), spec.mean, spec.std)
             for mirrored in (False, True)[: 1 + spec.flip]:
-                canvas, coverage = self._map(params, small[:, ::-1] if mirrored else small)
+                canvas, coverage, given = self._map(params, small[:, ::-1] if mirrored else small)
                 taps = None if self._keeps(size) else windows.taps(small.shape[:2], size, mirrored)
-                yield windows.View(canvas, coverage, taps)
+                yield windows.View(canvas, coverage, taps), given
 
     def _map(self, params: dict, image: np.ndarray):
-        """Scores of a normalised image at its size or larger, and what to divide them by."""
-        size, spec = image.shape[:2], self.spec
+        """Scores of a normalised image at its size or larger, their divisor, the inputs."""
+        size, spec, patch = image.shape[:2], self.spec, self.program.patch
         if spec.mode == "whole":
-            return self._score(params, image[None])[0], None
+            answer = self.program(params, image[None])
+            way = windows.to_pixels(answer.scores.shape[1:3], size, patch)
+            return windows.interpolated(answer.scores[0], way), None, _inputs(answer, size, 1)
         starts = windows.window_starts(size, spec.crop, spec.stride)
         padded = np.zeros((-(-len(starts) // spec.batch_size) * spec.batch_size, 2), np.int32)
         padded[: len(starts)] = starts
-        canvas = None
+        canvas, given = None, []
         for first in range(0, len(starts), spec.batch_size):
             batch = slice(first, first + spec.batch_size)
-            scores = self._score(params, windows.cut(image, padded[batch], spec.crop))
+            answer = self.program(params, windows.cut(image, padded[batch], spec.crop))
             if canvas is None:
                 extent = windows.canvas_size(size, spec.crop)
-                canvas = jnp.zeros((*extent, scores.shape[-1]), jnp.float32)
-            real = np.int32(len(starts[batch]))
-            canvas = windows.add_windows(canvas, scores, padded[batch], real)
-        return canvas, windows.coverage(size, spec.crop, spec.stride, canvas.shape[:2])
+                canvas = jnp.zeros((*extent, answer.scores.shape[-1]), jnp.float32)
+                way = windows.to_pixels(answer.scores.shape[1:3], spec.crop, patch)
+            real = len(starts[batch])
+            canvas = windows.add_windows(canvas, answer.scores, way, padded[batch], np.int32(real))
+            given += _inputs(answer, spec.crop, real)
+        return canvas, windows.coverage(size, spec.crop, spec.stride, canvas.shape[:2]), given
 
     def _fit(self, size: Size, scale: float) -> tuple[int | None, int | None]:
         """(long, short) for `test_image`; None and None where nothing is resized."""
@@ -166,6 +219,14 @@ class Predictor:
         )
 
 
+_label_map = jax.jit(labels.label_map)
+
+
+def _inputs(answer: Answer, size: Size, count: int) -> list[tuple]:
+    alive, left = np.asarray(answer.alive), np.asarray(answer.left)
+    return [(size, alive[i], left[i]) for i in range(count)]
+
+
 class Sample(NamedTuple):
     """One image with its label and its prediction, for pictures."""
 
@@ -177,16 +238,19 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EvalResult:
-    """What `evaluate` found. ``names``, ``sizes`` and ``accuracies`` (right pixels) are per image.
+    """What `evaluate` found. All tuples but ``seconds`` and ``samples`` have an entry per image.
 
-    seconds: per image, from uint8 pixels in memory to uint8 labels on the host; without the first
-        image of each `Predictor.program`, whose time, mostly compiling, is in ``compile_seconds``.
+    inputs, alive: see `Prediction`. accuracies: share of right pixels.
+    seconds: of each call of the predictor, from uint8 pixels in memory to uint8 labels on the host.
+        A call that had to compile is made again; its first time is in ``compile_seconds``.
     """
 
     matrix: np.ndarray  # int64 [K+1, K], see `jaxseg.metrics.confusion`
     classes: Classes
     names: tuple[str, ...]
     sizes: tuple[Size, ...]
+    inputs: tuple[tuple[Size, ...], ...]
+    alive: tuple[np.ndarray, ...]
     accuracies: tuple[float, ...]
     seconds: tuple[float, ...]
     compile_seconds: float
@@ -198,55 +262,109 @@ class EvalResult:
 
     @property
     def images_per_second(self) -> float:
-        """NaN where every image had to be compiled for."""
-        return len(self.seconds) / sum(self.seconds) if self.seconds else float("nan")
+        return len(self.names) / sum(self.seconds)
 
 
 def evaluate(
-    predictor: Predictor, params: dict, source: Source, *, pictures: int = 0, label: str = "eval"
-) -> EvalResult:
-    """Predicts every image of ``source`` and keeps ``pictures`` samples, evenly spread.
+    predictors: Mapping[str, tuple[Predictor, dict]],
+    source: Source,
+    *,
+    pictures: int = 0,
+    label: str = "eval",
+) -> dict[str, EvalResult]:
+    """Predicts every image of ``source`` with every (predictor, prepared parameters), by name.
 
-    ``label`` names the progress line. The next image is read while the device is busy.
+    They take turns on each batch of images, in an order that alternates, so that a change of the
+    machine's load falls on all. Keeps ``pictures`` samples, evenly spread. ``label`` names the
+    progress line. The next images are read while the device is busy.
     Raises UserError: nothing to evaluate, and what the source raises.
     """
     count, classes = len(source), source.classes
     if not count:
         raise UserError("the split to evaluate holds no image: check config.eval.split")
-    params = jax.device_put(params)
     wanted = set(np.linspace(0, count - 1, min(pictures, count)).astype(int).tolist())
-    matrix = np.zeros((len(classes) + 1, len(classes)), np.int64)
-    names, sizes, accuracies, seconds, samples = [], [], [], [], []
-    compile_seconds, programs = 0.0, set()
+    tallies = {name: _Tally(*predictor) for name, predictor in predictors.items()}
+    together = max(predictor.together for predictor, _ in predictors.values())
+    done = 0
     with Progress(count, label) as progress:
-        for i, sample in enumerate(_read_ahead(source)):
-            begin = time.perf_counter()
-            prediction = predictor.predict(params, sample["image"])
-            elapsed = time.perf_counter() - begin
-            program = predictor.program(prediction.shape)
-            if program in programs:
-                seconds.append(elapsed)
-            else:
-                programs.add(program)
-                compile_seconds += elapsed
-            of_image = metrics.confusion(prediction, sample["label"], len(classes))
-            matrix += of_image
-            names.append(sample["name"])
-            sizes.append(prediction.shape)
-            accuracies.append(metrics.ratio(of_image.trace(), of_image[:-1].sum()))
-            if i in wanted:
-                samples.append(Sample(sample["name"], sample["image"], sample["label"], prediction))
-            progress.update(i + 1)
-    return EvalResult(
-        matrix,
-        classes,
-        tuple(names),
-        tuple(sizes),
-        tuple(accuracies),
-        tuple(seconds),
-        compile_seconds,
-        tuple(samples),
-    )
+        for turn, batch in enumerate(_batches(_read_ahead(source), together)):
+            order = list(tallies.values())
+            for tally in order if turn % 2 else order[::-1]:
+                tally.add(batch, len(classes), wanted, done)
+            done += len(batch)
+            progress.update(done)
+    return {name: tally.result(classes) for name, tally in tallies.items()}
+
+
+class _Tally:
+    """What one predictor has found so far."""
+
+    def __init__(self, predictor: Predictor, params: dict):
+        self.predictor, self.params = predictor, params
+        self.matrix, self.around, self.compile_seconds = 0, set(), 0.0
+        self.names, self.sizes, self.inputs, self.alive = [], [], [], []
+        self.accuracies, self.seconds, self.samples = [], [], []
+
+    def add(self, batch: list[dict], classes: int, wanted: set[int], done: int) -> None:
+        images = [sample["image"] for sample in batch]
+        known = self._compiled(images)
+        found, elapsed = self._timed(images)
+        if self._compiled(images) != known:
+            self.compile_seconds += elapsed
+            found, elapsed = self._timed(images)
+        self.seconds.append(elapsed)
+        for i, (sample, prediction) in enumerate(zip(batch, found, strict=True)):
+            of_image = metrics.confusion(prediction.labels, sample["label"], classes)
+            self.matrix = self.matrix + of_image
+            self.names.append(sample["name"])
+            self.sizes.append(prediction.labels.shape)
+            self.inputs.append(prediction.inputs)
+            self.alive.append(prediction.alive)
+            self.accuracies.append(metrics.ratio(of_image.trace(), of_image[:-1].sum()))
+            if done + i in wanted:
+                pixels = (sample["image"], sample["label"], prediction.labels)
+                self.samples.append(Sample(sample["name"], *pixels))
+
+    def _timed(self, images: list[np.ndarray]) -> tuple[list[Prediction], float]:
+        begin = time.perf_counter()
+        found = self.predictor.predict(self.params, images)
+        return found, time.perf_counter() - begin
+
+    def _compiled(self, images: list[np.ndarray]) -> tuple[int, bool]:
+        """Changes when the network, or what surrounds it, had to be compiled for the images."""
+        around = self.predictor.compiled_for(images[0].shape[:2])
+        known = around in self.around
+        self.around.add(around)
+        return self.predictor.program.compiled, known
+
+    def result(self, classes: Classes) -> EvalResult:
+        return EvalResult(
+            self.matrix,
+            classes,
+            tuple(self.names),
+            tuple(self.sizes),
+            tuple(self.inputs),
+            tuple(self.alive),
+            tuple(self.accuracies),
+            tuple(self.seconds),
+            self.compile_seconds,
+            tuple(self.samples),
+        )
+
+
+def _batches(samples: Iterator[dict], together: int) -> Iterator[list[dict]]:
+    """Up to ``together`` samples in a row whose images have one size."""
+    batch = []
+    for sample in samples:
+        if batch and sample["image"].shape != batch[0]["image"].shape:
+            yield batch
+            batch = []
+        batch.append(sample)
+        if len(batch) == together:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _read_ahead(source: Source) -> Iterator[dict]:

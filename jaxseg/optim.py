@@ -18,10 +18,10 @@ class OptimSpec:
     """Everything that decides an update. Defaults: plain AdamW, poly to zero, no warm-up.
 
     Steps count optimiser updates from 0. ``warmup_start`` is a factor of ``lr``; ``end_lr`` is an
-    absolute rate. ``lr_multipliers`` holds (pattern, factor) pairs and ``no_decay`` patterns, both
-    for `re.search` on a parameter's dotted name; the first multiplier that matches wins, as in
-    mmcv's paramwise_cfg. ``clip_norm`` 0 means no clipping. ``momentum`` serves "sgd" only,
-    ``betas`` and ``eps`` serve "adamw" only.
+    absolute rate. ``lr_multipliers`` holds (pattern, factor) pairs, ``no_decay`` and ``freeze``
+    patterns, all for `re.search` on a parameter's dotted name; the first multiplier that matches
+    wins, as in mmcv's paramwise_cfg; ``freeze`` names what `trainable` leaves out. ``clip_norm`` 0
+    means no clipping. ``momentum`` serves "sgd" only, ``betas`` and ``eps`` serve "adamw" only.
     """
 
     lr: float
@@ -40,6 +40,19 @@ class OptimSpec:
     warmup_multiplies: bool = False
     lr_multipliers: tuple[tuple[str, float], ...] = ()
     no_decay: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+
+
+def trainable(spec: OptimSpec, param_names: Iterable[str]) -> list[str]:
+    """The names that are trained, in their order.
+
+    Raises UserError for a pattern that is broken or matches nothing, and when nothing is left.
+    """
+    names = list(param_names)
+    frozen = {n for pattern in spec.freeze for n in _matching("freeze", pattern, names)}
+    if frozen == set(names):
+        raise UserError(f"freeze: {spec.freeze} leaves nothing to train")
+    return [name for name in names if name not in frozen]
 
 
 def learning_rate(spec: OptimSpec) -> Schedule:

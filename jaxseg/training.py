@@ -1,6 +1,6 @@
 """One training step, and the loop around it. No config, no data format, no file names in here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -35,14 +35,18 @@ class TrainSpec:
 
 
 def initial_state(
-    params: Arrays, stats: Arrays, optimizer: optax.GradientTransformation, spec: TrainSpec
+    params: Arrays,
+    stats: Arrays,
+    optimizer: optax.GradientTransformation,
+    trained: Sequence[str],
+    spec: TrainSpec,
 ) -> State:
-    """Step 0 on the host: numpy leaves, not yet replicated."""
+    """Step 0 on the host: numpy leaves, not yet replicated. ``optimizer`` is for ``trained``."""
     state = {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "stats": stats,
-        "opt": optimizer.init(params),
+        "opt": optimizer.init({name: params[name] for name in trained}),
         "ema": params if spec.ema else {},
         "bad_steps": jnp.zeros((), jnp.int32),  # in a row
         "skipped_steps": jnp.zeros((), jnp.int32),  # in all
@@ -59,6 +63,7 @@ def make_step(
     network: Network,
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
+    trained: Sequence[str],
     spec: TrainSpec,
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
     """The per-device body: ``step(state, batch, key) -> state, metrics``, to run under `pmap_step`.
@@ -66,11 +71,12 @@ def make_step(
     ``batch`` holds this device's images float32[b, H, W, 3] and labels uint8[b, H, W]. The result
     is that of one device on the joined batch, because every loss term is divided by its normaliser
     over all devices. With accumulation each micro-batch is normalised by itself, as in PyTorch.
+    Parameters that are not among ``trained`` are constants: nothing is computed backwards for them.
     """
     dtype = jnp.bfloat16 if spec.bfloat16 else jnp.float32
 
-    def loss(params, stats, images, labels, key):
-        model = network.bind(_cast(params, dtype), stats)
+    def loss(moving, params, stats, images, labels, key):
+        model = network.bind(_cast(params | moving, dtype), stats)
         terms = model.losses(images.astype(dtype), labels, key=key)
         values = {
             name: term.value(lambda count: jax.lax.pmean(count, AXIS))
@@ -79,10 +85,14 @@ def make_step(
         values["loss"] = sum(values.values())
         return values["loss"], (values, stats_of(model))
 
+    def gradient(params, *args):
+        moving = {name: params[name] for name in trained}
+        return jax.grad(loss, has_aux=True)(moving, params, *args)
+
     def micro_batch(carry, xs):
         params, stats, grads = carry
         images, labels, key = xs
-        new, (values, stats) = jax.grad(loss, has_aux=True)(params, stats, images, labels, key)
+        new, (values, stats) = gradient(params, stats, images, labels, key)
         return (params, stats, jax.tree.map(jnp.add, grads, new)), values
 
     def gradients(state, batch, key):
@@ -90,13 +100,11 @@ def make_step(
         images, labels = batch["image"], batch["label"]
         parts = spec.accumulate
         if parts == 1:
-            grads, (values, stats) = jax.grad(loss, has_aux=True)(
-                params, stats, images, labels, key
-            )
+            grads, (values, stats) = gradient(params, stats, images, labels, key)
             return grads, stats, values
         images = images.reshape(parts, -1, *images.shape[1:])
         labels = labels.reshape(parts, -1, *labels.shape[1:])
-        start = (params, stats, jax.tree.map(jnp.zeros_like, params))
+        start = (params, stats, {name: jnp.zeros_like(params[name]) for name in trained})
         xs = (images, labels, jax.random.split(key, parts))
         (_, stats, grads), values = jax.lax.scan(micro_batch, start, xs)
         mean = jax.tree.map(lambda value: value.mean(), values)
@@ -106,8 +114,9 @@ def make_step(
         grads, stats, values = gradients(state, batch, step_key(key, state["step"]))
         grads, values = jax.lax.pmean((grads, values), AXIS)
         norm = optax.tree.norm(grads)
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
+        moving = {name: state["params"][name] for name in trained}
+        updates, opt = optimizer.update(grads, state["opt"], moving)
+        params = state["params"] | optax.apply_updates(moving, updates)
         moved = {"params": params, "stats": stats, "opt": opt, "ema": {}}
         if spec.ema:
             moved["ema"] = jax.tree.map(

@@ -9,7 +9,6 @@ the image ends in it, and what its size was originally, is data.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -67,19 +66,40 @@ def coverage(
     return counts[0], counts[1]
 
 
+@functools.lru_cache(maxsize=64)
+def to_pixels(grid: Size, size: Size, patch: int) -> tuple[Taps, Taps]:
+    """Taps from a token grid to the pixels of the input of ``size`` that it covers.
+
+    The grid spans whole patches: what they reach beyond the input is cut, not stretched.
+    """
+    taps = (bilinear_taps(n, -(-s // patch) * patch) for n, s in zip(grid, size, strict=True))
+    rows, columns = (
+        Taps(*(values[:length] for values in axis)) for axis, length in zip(taps, size, strict=True)
+    )
+    return rows, columns
+
+
+interpolated = jax.jit(lambda scores, way: interpolate(scores.astype(jnp.float32), *way))
+
+
 @functools.partial(jax.jit, donate_argnums=0)
 def add_windows(
     canvas: Float[Array, "h w K"],
-    scores: Float[Array, "n ch cw K"],
+    scores: Float[Array, "n r c K"],
+    way: tuple[Taps, Taps],
     starts: Int[Array, "n 2"],
     real: Int[Array, ""],
 ) -> Float[Array, "h w K"]:
-    """Adds the first ``real`` windows to the canvas (donated); the others only fill the batch."""
+    """Adds the first ``real`` windows to the canvas (donated); the others only fill the batch.
+
+    ``way`` leads from the token grid of a window to its pixels (`to_pixels`).
+    """
 
     def add(i, canvas):
+        pixels = interpolate(scores[i].astype(canvas.dtype), *way)
         corner = (starts[i, 0], starts[i, 1], jnp.zeros((), starts.dtype))
-        under = jax.lax.dynamic_slice(canvas, corner, scores.shape[1:])
-        return jax.lax.dynamic_update_slice(canvas, under + scores[i].astype(canvas.dtype), corner)
+        under = jax.lax.dynamic_slice(canvas, corner, pixels.shape)
+        return jax.lax.dynamic_update_slice(canvas, under + pixels, corner)
 
     return jax.lax.fori_loop(0, real, add, canvas)
 
@@ -121,19 +141,3 @@ def add_view(total: Float[Array, "H W K"] | None, view: View) -> Float[Array, "H
 def label_views(total: Float[Array, "H W K"] | None, last: View) -> UInt8[Array, "H W"]:
     """Argmax after adding the last view. One program: a single view's sum is never stored."""
     return jnp.argmax(add_view(total, last), axis=-1).astype(jnp.uint8)
-
-
-def slide_scores(
-    score: Callable, image: Float[Array, "1 h w 3"], crop: Size, stride: Size
-) -> Float[Array, "h w K"]:
-    """Scores of a whole image, averaged where windows overlap.
-
-    ``score`` maps float32 [n, *crop, 3] to [n, *crop, K] and gets all windows at once.
-    """
-    size = image.shape[1:3]
-    starts = window_starts(size, crop, stride)
-    scores = score(cut(np.asarray(image[0]), starts, crop))
-    canvas = jnp.zeros((*canvas_size(size, crop), scores.shape[-1]), jnp.float32)
-    canvas = add_windows(canvas, scores, starts, len(starts))
-    view = View(canvas, coverage(size, crop, stride, canvas.shape[:2]))
-    return add_view(None, view)[: size[0], : size[1]]

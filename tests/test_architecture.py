@@ -7,7 +7,18 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(ROOT.glob("jaxseg/**/*.py"))
-LOW = ("data", "losses", "metrics", "optim", "parallel", "checkpoint", "resize", "windows", "flops")
+LOW = (
+    "data",
+    "losses",
+    "metrics",
+    "optim",
+    "parallel",
+    "checkpoint",
+    "resize",
+    "windows",
+    "flops",
+    "labels",
+)
 ONLY_IN = {
     "orbax": {"checkpoint.py"},
     "ml_collections": {"config.py", "build.py", "cli.py", "model_dir.py"},

@@ -11,6 +11,7 @@ from conftest import quick_compiles
 
 import train
 from jaxseg import build, model_dir
+from jaxseg.execute import Masked
 from jaxseg.models.segmenter import network, shapes
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
@@ -35,12 +36,14 @@ def test_full_size(name):
     build.recipe(config), build.optim_spec(config), build.train_spec(config)
     build.eval_spec(config)
     size = build.recipe(config).crop
-    scores = jax.eval_shape(
-        network(spec).scorer(bfloat16=False),
+    answer = jax.eval_shape(
+        network(spec).program(Masked()),
         params | stats,
         jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
     )
-    assert scores.shape == (1, *size, spec.classes)
+    grid = tuple(side // spec.vit.patch for side in size)
+    on_pixels = config.model.head == "cascade"
+    assert answer.scores.shape == (1, *(size if on_pixels else grid), spec.classes)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import quick_compiles
-from fixture_parts import bind, module_shapes, run
+from fixture_parts import ALL, bind, module_shapes, run_head
 
 from jaxseg.models.atm import AtmDecoder, AtmSpec, for_batch
-from jaxseg.models.heads import AtmHead, CascadeHead, ConvHead, ConvSpec
+from jaxseg.models.heads import AtmHead, CascadeHead, ConvHead, ConvSpec, Logits, pixel_scores
 from jaxseg.resize import resize_bilinear
 
 RNG = np.random.default_rng(0)
@@ -65,9 +65,9 @@ def test_mask_logits_are_one_product_of_the_last_layers_queries_and_keys():
     """The mean over heads of scaled scores = full product / sqrt(heads x width)."""
     decoder, (memory_in,) = filled(AtmDecoder(6, AtmSpec(5, 8, 2, layers=1))), tokens()
     queries = jnp.asarray(RNG.standard_normal((2, 5, 8), np.float32))
-    _, mask = decoder(queries, memory_in, key=None)
+    _, mask = decoder(queries, memory_in, ALL, key=None)
     layer = decoder.layers[0]
-    attended, _ = layer.self_attn(queries, queries, key=None)
+    attended, _ = layer.self_attn(queries, queries, ALL, key=None)
     q = layer.cross_attn.q(layer.norm1(queries + attended))
     k = layer.cross_attn.k(decoder.input_norm(decoder.input_proj(memory_in)))
     np.testing.assert_allclose(mask, np.einsum("bkd,bnd->bnk", q, k) / (2 * 8) ** 0.5, atol=1e-5)
@@ -75,27 +75,27 @@ def test_mask_logits_are_one_product_of_the_last_layers_queries_and_keys():
 
 def test_token_scores_are_presence_times_mask():
     head, taps = filled(AtmHead(6, ATM)), tokens()
-    logits = run(head, taps, GRID)
+    logits = run_head(head, taps, GRID)
     assert logits.mask.shape == (2, *GRID, 5) and logits.classes.shape == (2, 5, 2)
     expected = softmax(logits.classes)[:, None, None, :, 0] * sigmoid(logits.mask)
-    np.testing.assert_allclose(head.token_scores(logits), expected, atol=1e-6)
+    np.testing.assert_allclose(head.grid_scores(logits, (24, 32)), expected, atol=1e-6)
     resized = resize_bilinear(jnp.asarray(expected), (24, 32))  # probabilities, not logits
-    np.testing.assert_allclose(head.pixel_scores(logits, (24, 32)), resized, atol=1e-6)
+    np.testing.assert_allclose(pixel_scores(head, logits, (24, 32)), resized, atol=1e-6)
 
 
 def test_masks_lie_on_the_grid_in_raster_order():
     """The mask logit of a cell depends on its own token alone when queries are fixed."""
     decoder, (seen,) = filled(AtmDecoder(6, AtmSpec(5, 8, 2, layers=1))), tokens()
     queries = jnp.zeros((2, 5, 8))
-    _, mask = decoder(queries, seen, key=None)
-    _, other = decoder(queries, seen.at[:, 7].add(1.0), key=None)
+    _, mask = decoder(queries, seen, ALL, key=None)
+    _, other = decoder(queries, seen.at[:, 7].add(1.0), ALL, key=None)
     differ = (abs(mask - other) > 1e-6).any((0, 2))
     np.testing.assert_array_equal(np.flatnonzero(differ), [7])
 
 
 def test_queries_are_the_same_for_every_image_and_follow_the_dtype():
     head = filled(AtmHead(6, ATM))
-    batch = for_batch(head.queries, tokens()[0].astype(jnp.bfloat16))
+    batch = for_batch(head.queries, 2, jnp.bfloat16)
     assert batch.shape == (2, 5, 8) and batch.dtype == jnp.bfloat16
     assert (batch[0] == batch[1]).all()
 
@@ -106,7 +106,7 @@ def test_dropout_acts_with_a_key_only(make):
     head, taps = filled(module), tokens(levels=1 if isinstance(module, AtmHead) else 2)
 
     def mask(key):
-        out = head(taps, GRID, key=key)
+        out = head(taps, ALL, key=key)
         return (out if isinstance(module, AtmHead) else out[-1]).mask
 
     first, again, other = (mask(jax.random.key(seed)) for seed in (0, 0, 1))
@@ -119,10 +119,10 @@ def test_dropout_acts_with_a_key_only(make):
 
 def test_cascade_reads_the_deepest_tap_first_and_adds_up_masks():
     head, taps = filled(CascadeHead(6, ATM, 3)), tokens(levels=3)
-    levels = run(head, taps, GRID)
-    queries, total = for_batch(head.queries, taps[0]), 0.0
+    levels = run_head(head, taps, GRID)
+    queries, total = for_batch(head.queries, 2, jnp.float32), 0.0
     for i, tap in enumerate((taps[2], taps[1], taps[0])):
-        queries, mask = head.decoders[i](queries, tap, key=None)
+        queries, mask = head.decoders[i](queries, tap, ALL, key=None)
         total = total + mask
         np.testing.assert_allclose(levels[i].mask.reshape(2, 12, 5), total, atol=1e-5)
         np.testing.assert_allclose(levels[i].classes, head.class_embed(queries), atol=1e-5)
@@ -131,16 +131,16 @@ def test_cascade_reads_the_deepest_tap_first_and_adds_up_masks():
 
 def test_cascade_pixel_scores_let_every_query_vote():
     head, taps = filled(CascadeHead(6, ATM, 2)), tokens(levels=2)
-    levels = run(head, taps, GRID)
+    levels = run_head(head, taps, GRID)
     mask = sigmoid(resize_bilinear(levels[-1].mask, (6, 8)))  # logits are interpolated first
     votes = softmax(levels[-1].classes)[..., :-1]
     expected = np.einsum("bhwq,bqk->bhwk", mask, votes)
-    np.testing.assert_allclose(head.pixel_scores(levels, (6, 8)), expected, atol=1e-5)
+    np.testing.assert_allclose(pixel_scores(head, levels, (6, 8)), expected, atol=1e-5)
 
 
 def test_cascade_loss_names():
     head = filled(CascadeHead(6, ATM, 3))
-    terms = head.losses(run(head, tokens(levels=3), GRID), LABELS)
+    terms = head.losses(run_head(head, tokens(levels=3), GRID), LABELS)
     kinds = ("loss_ce", "loss_mask", "loss_dice")
     assert set(terms) == {kind + suffix for kind in kinds for suffix in ("", "_0", "_1")}
 
@@ -152,15 +152,15 @@ def test_conv_head_scales_up_after_each_convolution():
     spec = ConvSpec(5, channels=8, convs=2, kernel=3, up_scale=2)
     head = filled(ConvHead(6, spec, None))
     (tap,) = taps = tokens()
-    logits = run(head, taps, GRID)
-    assert logits.shape == (2, 12, 16, 5)
+    logits = run_head(head, taps, GRID)
+    assert logits.mask.shape == (2, 12, 16, 5)
     x = head.norm(tap).reshape(2, *GRID, 6)
     for conv, bn in zip(head.convs, head.bns, strict=True):
         x = jax.nn.relu(bn(conv(x), training=False))
         x = resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
-    np.testing.assert_allclose(logits, head.classify(x), atol=1e-4)
-    scores = head.pixel_scores(logits, (24, 32))
-    np.testing.assert_allclose(scores, resize_bilinear(logits, (24, 32)), atol=1e-5)
+    np.testing.assert_allclose(logits.mask, head.classify(x), atol=1e-4)
+    scores = pixel_scores(head, logits, (24, 32))
+    np.testing.assert_allclose(scores, resize_bilinear(logits.mask, (24, 32)), atol=1e-5)
 
 
 def test_conv_head_without_norm_has_no_norm():
@@ -170,7 +170,7 @@ def test_conv_head_without_norm_has_no_norm():
 
 
 def test_conv_head_weight_scales_its_loss():
-    logits = jnp.asarray(RNG.standard_normal((2, *GRID, 5), np.float32))
+    logits = Logits(jnp.asarray(RNG.standard_normal((2, *GRID, 5), np.float32)), None)
     full, aux = (
         ConvHead(6, ConvSpec(5, weight=weight), None).losses(logits, LABELS)["loss_ce"].value()
         for weight in (1.0, 0.4)
@@ -182,7 +182,7 @@ def test_conv_head_weight_scales_its_loss():
 def test_conv_head_uses_batch_statistics_with_a_key_only():
     head, taps = filled(ConvHead(6, ConvSpec(5, channels=8), None)), tokens()
     before = np.array(head.bns[0].mean[...])
-    head(taps, GRID)
+    head(taps, ALL)
     np.testing.assert_array_equal(head.bns[0].mean[...], before)
-    head(taps, GRID, key=jax.random.key(0))
+    head(taps, ALL, key=jax.random.key(0))
     assert (head.bns[0].mean[...] != before).all()

@@ -12,6 +12,7 @@ from jaxseg import metrics, windows
 from jaxseg.data.classes import make_classes
 from jaxseg.data.transforms import keep_ratio_size
 from jaxseg.errors import UserError
+from jaxseg.execute import Answer
 from jaxseg.inference import EvalSpec, Predictor, evaluate
 
 CLASSES = 5
@@ -25,6 +26,27 @@ def score(params, images):
     ramp = jnp.linspace(0.0, 1.0, width)[:, None] * jnp.linspace(0.1, 0.5, height)[:, None, None]
     whole = images.mean(axis=(1, 2), keepdims=True)
     return jnp.sin(3 * (images + ramp + whole) @ params["kernel"])
+
+
+class Pointwise:
+    """A program whose tokens are pixels."""
+
+    patch, compiled = 1, 1
+
+    def __init__(self, score=score):
+        self.score = jax.jit(score)
+
+    def prepare(self, arrays):
+        return arrays
+
+    def __call__(self, params, images):
+        batch, *grid = images.shape[:3]
+        alive = np.full((batch, 1), grid[0] * grid[1])
+        return Answer(self.score(params, images), alive, np.full((batch, *grid), -1))
+
+
+def predictor_of(spec, score=score):
+    return Predictor(Pointwise(score), spec)
 
 
 def picture(size, seed=0):
@@ -83,11 +105,12 @@ def test_prediction_equals_slow_loop(name):
     spec = EvalSpec(
         **{"crop": (24, 32), "stride": (16, 20), "mean": MEAN, "std": STD} | SPECS[name]
     )
-    predictor, image = Predictor(score, spec), picture((50, 75))
+    predictor, image = predictor_of(spec), picture((50, 75))
     expected = slow_scores(image, spec)
     scores = predictor.scores(PARAMS, image)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=2e-5)
-    labels = predictor.predict(PARAMS, image)
+    (found,) = predictor.predict(PARAMS, [image])
+    labels = found.labels
     assert labels.dtype == np.uint8 and labels.shape == (50, 75)
     best = np.sort(expected, axis=-1)
     clear = best[..., -1] - best[..., -2] > 1e-4
@@ -113,11 +136,38 @@ def test_coverage_counts_windows_and_is_safe_to_divide_by():
 
 
 @pytest.mark.parametrize("size", [(50, 75), (20, 75), (10, 12)])
-def test_slide_scores_alone(size):
+def test_scores_of_a_normalised_image(size):
     spec = EvalSpec(crop=(24, 32), stride=(16, 20))
     image = np.random.default_rng(1).normal(size=(*size, 3)).astype(np.float32)
-    out = windows.slide_scores(lambda x: score(PARAMS, x), image[None], spec.crop, spec.stride)
+    out = predictor_of(spec).of_normalised(PARAMS, image)
     np.testing.assert_allclose(out, slow_map(image, spec), rtol=0, atol=2e-5)
+
+
+def test_images_of_one_size_are_answered_together():
+    spec = EvalSpec(mode="whole", resize=(40, 30), batch_size=4, mean=MEAN, std=STD)
+    shapes = []
+
+    def counting(params, images):
+        shapes.append(images.shape)
+        return score(params, images)
+
+    predictor = predictor_of(spec, counting)
+    pictures = [picture((50, 75), seed) for seed in range(3)]
+    together = predictor.predict(PARAMS, pictures)
+    assert predictor.together == 4 and shapes == [(4, 27, 40, 3)] and len(together) == 3
+    for image, found in zip(pictures, together, strict=True):
+        (alone,) = predictor.predict(PARAMS, [image])
+        np.testing.assert_array_equal(found.labels, alone.labels)
+        assert found.inputs == ((27, 40),) and found.alive.tolist() == [[27 * 40]]
+
+
+def test_a_token_grid_covers_whole_patches_and_is_cut():
+    """A 20 x 27 input on 8-pixel patches: cell (r, c) stays over its own 8 x 8 pixels."""
+    rows, columns = windows.to_pixels((3, 4), (20, 27), 8)
+    scores = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    full = jax.image.resize(scores, (24, 32, 5), "bilinear", antialias=False)
+    ours = windows.interpolated(scores, (rows, columns))
+    np.testing.assert_allclose(ours, full[:20, :27], atol=1e-6)
 
 
 def test_slide_compiles_the_network_once():
@@ -130,9 +180,9 @@ def test_slide_compiles_the_network_once():
     spec = EvalSpec(
         crop=(24, 32), stride=(16, 20), batch_size=2, resize=(80, 40), scales=(1.0, 1.5)
     )
-    predictor = Predictor(counting, spec)
+    predictor = predictor_of(spec, counting)
     for size in [(30, 40), (41, 57), (64, 20), (90, 33)]:
-        assert predictor.predict(PARAMS, picture(size)).shape == size
+        assert predictor.predict(PARAMS, [picture(size)])[0].labels.shape == size
     assert shapes == [(2, 24, 32, 3)]
 
 
@@ -145,18 +195,18 @@ def test_inputs_are_what_the_network_gets(name):
         jax.debug.callback(lambda x: given.append(x.shape[1:3]), images)
         return score(params, images)
 
-    predictor = Predictor(watching, spec)
-    predictor.predict(PARAMS, picture((50, 75)))
+    (found,) = predictor_of(spec, watching).predict(PARAMS, [picture((50, 75))])
     jax.effects_barrier()
-    assert sorted(given) == sorted(predictor.inputs((50, 75)))
+    assert given == list(found.inputs)
+    assert len(found.alive) == len(found.left) == len(given)
 
 
-def test_program_names_what_is_compiled():
-    slide = Predictor(score, EvalSpec(crop=(24, 32), stride=(16, 20)))
-    assert slide.program((30, 40)) == slide.program((40, 50))
-    assert slide.program((30, 40)) != slide.program((30, 70))
-    whole = Predictor(score, EvalSpec(mode="whole", resize=(60, 30)))
-    assert whole.program((100, 120)) != whole.program((100, 110))
+def test_compiled_for_names_what_is_compiled():
+    slide = predictor_of(EvalSpec(crop=(24, 32), stride=(16, 20)))
+    assert slide.compiled_for((30, 40)) == slide.compiled_for((40, 50))
+    assert slide.compiled_for((30, 40)) != slide.compiled_for((30, 70))
+    whole = predictor_of(EvalSpec(mode="whole", resize=(60, 30)))
+    assert whole.compiled_for((100, 120)) != whole.compiled_for((100, 110))
 
 
 @pytest.mark.parametrize(
@@ -195,15 +245,18 @@ class Pictures:
         return {"image": image, "label": label, "name": f"val/{i}"}
 
 
+def run(predictor, source, **kwargs):
+    return evaluate({"model": (predictor, PARAMS)}, source, **kwargs)["model"]
+
+
 def test_evaluate_counts_and_times(capsys):
     source = Pictures(6)
-    predictor = Predictor(score, EvalSpec(crop=(24, 32), stride=(16, 20)))
-    result = evaluate(predictor, PARAMS, source, pictures=3, label="val")
+    predictor = predictor_of(EvalSpec(crop=(24, 32), stride=(16, 20)))
+    result = run(predictor, source, pictures=3, label="val")
     expected = np.zeros((CLASSES + 1, CLASSES), np.int64)
     for i in range(6):
-        one = metrics.confusion(
-            predictor.predict(PARAMS, source[i]["image"]), source[i]["label"], CLASSES
-        )
+        (found,) = predictor.predict(PARAMS, [source[i]["image"]])
+        one = metrics.confusion(found.labels, source[i]["label"], CLASSES)
         expected += one
         assert result.accuracies[i] == pytest.approx(one.trace() / one.sum())
     np.testing.assert_array_equal(result.matrix, expected)
@@ -212,10 +265,40 @@ def test_evaluate_counts_and_times(capsys):
     assert result.sizes == ((30, 40),) * 5 + ((30, 90),)
     assert [s.name for s in result.samples] == ["val/0", "val/2", "val/5"]
     np.testing.assert_array_equal(result.samples[1].label, source[2]["label"])
-    # The first image of each of the two shapes is compile time.
-    assert len(result.seconds) == 4 and result.compile_seconds > 0
-    assert result.images_per_second == pytest.approx(4 / sum(result.seconds))
+    # The first image of each of the two shapes is compiled for, and then timed again.
+    assert len(result.seconds) == 6 and result.compile_seconds > max(result.seconds)
+    assert result.images_per_second == pytest.approx(6 / sum(result.seconds))
     assert "val  6/6" in capsys.readouterr().out
+
+
+def test_evaluate_batches_images_of_one_size():
+    source = Pictures(6)
+    spec = EvalSpec(mode="whole", batch_size=2)
+    alone = run(predictor_of(EvalSpec(mode="whole")), source)
+    together = run(predictor_of(spec), source, pictures=6)
+    np.testing.assert_array_equal(alone.matrix, together.matrix)
+    assert together.names == alone.names and len(together.samples) == 6
+    assert len(together.seconds) == 4  # calls of 2, 2, 1 and, of another size, 1
+
+
+def test_predictors_take_turns_on_the_same_images():
+    calls = []
+
+    class Named(Pointwise):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def __call__(self, params, images):
+            calls.append(self.name)
+            return super().__call__(params, images)
+
+    spec = EvalSpec(mode="whole")
+    both = {name: (Predictor(Named(name), spec), PARAMS) for name in "ab"}
+    results = evaluate(both, Pictures(4))
+    # The first turn compiles, and so does the last, whose image has another size.
+    assert "".join(calls) == "bbaa" + "ab" + "ba" + "aabb"
+    np.testing.assert_array_equal(results["a"].matrix, results["b"].matrix)
 
 
 def test_evaluate_reads_ahead():
@@ -231,26 +314,43 @@ def test_evaluate_reads_ahead():
     seen = []
 
     class Slow(Predictor):
-        def predict(self, params, image):
+        def predict(self, params, images):
             deadline = time.monotonic() + 10
-            while len(reading) < min(3, len(seen) + 2) and time.monotonic() < deadline:
+            while len(reading) < min(3, len(seen) // 2 + 2) and time.monotonic() < deadline:
                 time.sleep(0.001)
             seen.append(len(reading))
-            return np.zeros(image.shape[:2], np.uint8)
+            return super().predict(params, images)
 
-    evaluate(Slow(score, EvalSpec()), PARAMS, Watched(3))
-    assert seen == [2, 3, 3] and reading == [0, 1, 2]
+    run(Slow(Pointwise(), EvalSpec()), Watched(3))
+    # Images 0 and 2 are new sizes: predicted once to compile and once more.
+    assert seen == [2, 2, 3, 3, 3] and reading == [0, 1, 2]
 
 
 def test_evaluate_refuses_nothing_and_passes_errors_on():
-    predictor = Predictor(score, EvalSpec(crop=(24, 32), stride=(16, 20)))
+    predictor = predictor_of(EvalSpec(crop=(24, 32), stride=(16, 20)))
     with pytest.raises(UserError, match="holds no image"):
-        evaluate(predictor, PARAMS, Pictures(0))
+        run(predictor, Pictures(0))
     with pytest.raises(UserError, match="image 1 is broken"):
-        evaluate(predictor, PARAMS, Pictures(3, broken=1))
+        run(predictor, Pictures(3, broken=1))
 
 
-def test_single_image_has_no_rate():
-    predictor = Predictor(score, EvalSpec(crop=(24, 32), stride=(16, 20)))
-    result = evaluate(predictor, PARAMS, Pictures(1))
-    assert result.seconds == () and np.isnan(result.images_per_second)
+def test_a_single_image_has_a_rate():
+    result = run(predictor_of(EvalSpec(crop=(24, 32), stride=(16, 20))), Pictures(1))
+    assert len(result.seconds) == 1 and result.images_per_second > 0
+
+
+def test_a_call_that_compiles_the_network_is_made_again():
+    """A packed model meets a new capacity in the middle of a data set."""
+
+    class Growing(Pointwise):
+        calls = 0
+
+        def __call__(self, params, images):
+            self.calls += 1
+            self.compiled = 1 + (self.calls >= 4)
+            return super().__call__(params, images)
+
+    program = Growing()
+    run(Predictor(program, EvalSpec(mode="whole")), Pictures(5))
+    # Images 0 and 4 are of new sizes; the call for image 2 is the fourth.
+    assert program.calls == 5 + 3

@@ -40,7 +40,7 @@ def test_published_dense_figures(name, gmacs):
 def test_within_two_percent_of_xla(name, monkeypatch):
     """XLA counts elementwise work too, and a loop body only once: unroll attention."""
 
-    def unrolled(q, k, v):
+    def unrolled(q, k, v, layout):
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
 
@@ -48,6 +48,6 @@ def test_within_two_percent_of_xla(name, monkeypatch):
     spec, size = spec_and_size(name)
     params, stats = shapes(spec)
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    lowered = jax.jit(network(spec).scorer(bfloat16=False)).lower(params | stats, image)
+    lowered = jax.jit(network(spec).program()).lower(params | stats, image)
     theirs = lowered.cost_analysis()["flops"] / 2e9
     assert dense_macs(spec, size).gmacs_backbone_and_final_head == pytest.approx(theirs, rel=0.02)

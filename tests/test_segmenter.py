@@ -12,7 +12,7 @@ from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, network, shapes, stats_of
 from jaxseg.models.vit import VARIANTS, ViTSpec
-from jaxseg.resize import resize_bilinear
+from jaxseg.tokens import Rows
 
 VIT = ViTSpec(16, 3, 2, grid=(3, 4), patch=8, class_token=True)
 ATM = AtmSpec(classes=5, width=8, heads=2, layers=1)
@@ -20,6 +20,7 @@ CONV = ConvSpec(classes=5, channels=8, weight=0.4)
 HEADS = (HeadSpec((0,), CONV), HeadSpec((1,), ATM), HeadSpec((2,), ATM))
 SPEC = SegmenterSpec(VIT, HEADS)
 RNG = np.random.default_rng(0)
+ALL = Rows(None, prefix=0)
 
 
 def images(height, width, batch=2):
@@ -45,21 +46,17 @@ def _quick_compiles():
 # --- heads
 
 
-def test_last_head_only_is_the_last_of_all_heads():
+def test_inference_without_exits_runs_the_last_head_alone():
     net, params, stats = started(SPEC)
     picture = images(24, 32)
-
-    @jax.jit
-    def both(params, stats):
-        model = net.bind(params, stats)
-        return model(picture), model(picture, last_head_only=True), model.pixel_scores(picture)
-
-    everything, alone, scores = both(params, stats)
-    assert len(everything) == 3 and len(alone) == 1
-    np.testing.assert_allclose(alone[0].mask, everything[-1].mask, atol=1e-5)
-    np.testing.assert_allclose(alone[0].classes, everything[-1].classes, atol=1e-5)
-    expected = net.bind(params, stats).heads[-1].pixel_scores(alone[0], (24, 32))
-    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    everything = jax.jit(lambda p: net.bind(p, stats)(picture))(params)
+    assert len(everything) == 3
+    answer = net.program()(params | stats, picture)
+    expected = net.bind(params, stats).heads[-1].grid_scores(everything[-1], (24, 32))
+    np.testing.assert_allclose(answer.scores, expected, atol=1e-6)
+    assert answer.alive.tolist() == [[13], [13]] and (answer.left == -1).all()
+    broken = {n: v * np.nan if n.startswith("heads.0") else v for n, v in params.items()}
+    np.testing.assert_array_equal(net.program()(broken | stats, picture).scores, answer.scores)
 
 
 def test_each_head_reads_its_own_tap():
@@ -69,7 +66,7 @@ def test_each_head_reads_its_own_tap():
     moved = dict(params)
     moved["vit.blocks.2.mlp.fc2.bias"] = params["vit.blocks.2.mlp.fc2.bias"] + 1.0
     before, after = run(params), run(moved)
-    np.testing.assert_array_equal(before[0], after[0])
+    np.testing.assert_array_equal(before[0].mask, after[0].mask)
     np.testing.assert_array_equal(before[1].mask, after[1].mask)
     assert (before[2].mask != after[2].mask).any()
 
@@ -86,9 +83,10 @@ def test_heads_see_the_tokens_of_patches_only():
     def both(params):
         model = net.bind(params, stats)
         tokens = model.vit(picture, (2,))[2]
-        return model(picture)[0].mask, model.heads[0]((tokens[:, 1:],), (3, 4)).mask
+        return model(picture)[0].mask, model.heads[0]((tokens[:, 1:],), ALL).mask
 
     ours, expected = both(params)
+    expected = expected.reshape(ours.shape)
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
@@ -178,39 +176,24 @@ def test_a_large_network_is_built_from_shapes_alone():
 # --- scores
 
 
-def test_scorer_in_bfloat16_is_close_to_float32():
+def test_bfloat16_is_close_to_float32():
     net, params, stats = started(SPEC)
     picture = images(24, 32)
-    exact, half = (
-        jax.jit(net.scorer(bfloat16=flag))(params | stats, picture) for flag in (False, True)
-    )
-    assert exact.shape == half.shape == (2, 24, 32, 5)
+    programs = [net.program(bfloat16=flag) for flag in (False, True)]
+    exact, half = (p(p.prepare(params | stats), picture).scores for p in programs)
+    assert exact.shape == half.shape == (2, 3, 4, 5)
     assert exact.dtype == half.dtype == jnp.float32
     assert 0 < abs(exact - half).max() < 0.05
 
 
-@pytest.mark.parametrize("head", [HEADS[0], HEADS[2]])
-def test_a_padded_image_is_cut_and_not_stretched(head):
-    """20 x 27 pixels are 3 x 4 patches of 8: cell (r, c) stays over its own 8 x 8 pixels."""
-    spec = SegmenterSpec(VIT, (head,))
-    net, params, stats = started(spec)
-    model, picture = net.bind(params, stats), images(20, 27)
-    (logits,) = jax.jit(lambda p: net.bind(p, stats)(picture))(params)
-    padded = model.heads[0].pixel_scores(logits, (24, 32))
-    ours = model.scores_of(logits, (20, 27))
-    np.testing.assert_allclose(ours, padded[:, :20, :27], atol=1e-6)
-    stretched = model.heads[0].pixel_scores(logits, (20, 27))
-    assert abs(ours - stretched).max() > 1e-4
-    # The same picture with its padding in it gets the same scores.
+def test_a_padded_image_gives_the_scores_of_its_padding():
+    net, params, stats = started(SPEC)
+    picture = images(20, 27)
     whole = jnp.pad(picture, ((0, 0), (0, 4), (0, 5), (0, 0)))
-    scores = jax.jit(lambda p: net.bind(p, stats).pixel_scores(whole))(params)
-    np.testing.assert_allclose(scores[:, :20, :27], ours, atol=1e-5)
+    ours, padded = (net.program()(params | stats, x).scores for x in (picture, whole))
+    np.testing.assert_allclose(ours, padded, atol=1e-6)
 
 
-def test_scores_are_interpolated_at_token_resolution():
-    net, params, stats = started(SegmenterSpec(VIT, HEADS[:1]))
-    model, picture = net.bind(params, stats), images(24, 32)
-    (logits,) = jax.jit(lambda p: net.bind(p, stats)(picture))(params)
-    assert logits.shape == (2, 3, 4, 5)
-    expected = resize_bilinear(logits, (24, 32))
-    np.testing.assert_allclose(model.scores_of(logits, (24, 32)), expected, atol=1e-6)
+def test_taps_must_rise_from_head_to_head():
+    with pytest.raises(ValueError, match="must rise"):
+        SegmenterSpec(VIT, (HEADS[1], HEADS[0]))

@@ -53,8 +53,8 @@ def setup(spec: SegmenterSpec, plan: training.TrainSpec = PLAN):
     settings = optim.OptimSpec(lr=0.1, weight_decay=0.0, total_steps=4, optimizer="sgd")
     optimizer = optim.make_optimizer(settings, params)
     rate = optim.learning_rate(settings)
-    step = training.make_step(network(spec, parallel.AXIS), optimizer, rate, plan)
-    return step, training.initial_state(params, stats, optimizer, plan)
+    step = training.make_step(network(spec, parallel.AXIS), optimizer, rate, tuple(params), plan)
+    return step, training.initial_state(params, stats, optimizer, tuple(params), plan)
 
 
 def run(step, state, batches, devices: int = 2):

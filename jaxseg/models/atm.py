@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from jaxseg.models.attention import attend_queries
 from jaxseg.models.layers import LayerNorm, Linear, dropout, subkeys
+from jaxseg.tokens import Layout, Rows
 
 DROPOUT = 0.1  # the released decoder drops at every place with this rate
 
@@ -26,7 +28,7 @@ class AtmSpec:
 
 
 class QueryAttention(nnx.Module):
-    """Multi-head attention of queries to a memory."""
+    """Multi-head attention of queries to a memory that lies in ``layout``."""
 
     def __init__(self, width: int, heads: int):
         self.heads = heads
@@ -38,19 +40,18 @@ class QueryAttention(nnx.Module):
     def __call__(
         self,
         queries: Float[Array, "B K d"],
-        memory: Float[Array, "B N d"],
+        memory: Float[Array, "*slots d"],
+        layout: Layout,
         *,
         key: Key[Array, ""] | None,
-    ) -> tuple[Float[Array, "B K d"], Float[Array, "B h K N"]]:
-        """The attended queries and the scaled scores before the softmax."""
+    ) -> tuple[Float[Array, "B K d"], Float[Array, "*slots K"]]:
+        """The attended queries and the scaled scores before the softmax, averaged over heads."""
 
         def split(x):
-            return x.reshape(*x.shape[:2], self.heads, -1)
+            return x.reshape(*x.shape[:-1], self.heads, -1)
 
         q, k, v = split(self.q(queries)), split(self.k(memory)), split(self.v(memory))
-        scores = jnp.einsum("bqhc,bkhc->bhqk", q * q.shape[-1] ** -0.5, k)
-        weights = dropout(jax.nn.softmax(scores, axis=-1), DROPOUT, key)
-        out = jnp.einsum("bhqk,bkhc->bqhc", weights, v)
+        out, scores = attend_queries(q, k, v, layout, lambda w: dropout(w, DROPOUT, key))
         return self.out(out.reshape(queries.shape)), scores
 
 
@@ -66,11 +67,11 @@ class DecoderLayer(nnx.Module):
         self.norm2 = LayerNorm(spec.width, 1e-5)
         self.norm3 = LayerNorm(spec.width, 1e-5)
 
-    def __call__(self, queries, memory, *, key):
+    def __call__(self, queries, memory, layout, *, key):
         keys = subkeys(key, 6)
-        attended, _ = self.self_attn(queries, queries, key=keys[0])
+        attended, _ = self.self_attn(queries, queries, Rows(None, prefix=0), key=keys[0])
         queries = self.norm1(queries + dropout(attended, DROPOUT, keys[1]))
-        attended, scores = self.cross_attn(queries, memory, key=keys[2])
+        attended, scores = self.cross_attn(queries, memory, layout, key=keys[2])
         queries = self.norm2(queries + dropout(attended, DROPOUT, keys[3]))
         hidden = dropout(jax.nn.relu(self.fc1(queries)), DROPOUT, keys[4])
         return self.norm3(queries + dropout(self.fc2(hidden), DROPOUT, keys[5])), scores
@@ -87,17 +88,18 @@ class AtmDecoder(nnx.Module):
     def __call__(
         self,
         queries: Float[Array, "B K d"],
-        tokens: Float[Array, "B N D"],
+        tokens: Float[Array, "*slots D"],
+        layout: Layout,
         *,
         key: Key[Array, ""] | None,
-    ) -> tuple[Float[Array, "B K d"], Float[Array, "B N K"]]:
+    ) -> tuple[Float[Array, "B K d"], Float[Array, "*slots K"]]:
         """Updated queries and the mask logits of every token for every class."""
         memory = self.input_norm(self.input_proj(tokens))
         for layer, layer_key in zip(self.layers, subkeys(key, len(self.layers)), strict=True):
-            queries, scores = layer(queries, memory, key=layer_key)
-        return queries, scores.mean(axis=1).swapaxes(1, 2)
+            queries, scores = layer(queries, memory, layout, key=layer_key)
+        return queries, scores
 
 
-def for_batch(table: nnx.Param, tokens: Float[Array, "B N D"]) -> Float[Array, "B K d"]:
-    """The query table once per image, in the dtype of the tokens."""
-    return jnp.broadcast_to(table[...], (tokens.shape[0], *table.shape)).astype(tokens.dtype)
+def for_batch(table: nnx.Param, batch: int, dtype: jnp.dtype) -> Float[Array, "B K d"]:
+    """The query table once per image."""
+    return jnp.broadcast_to(table[...], (batch, *table.shape)).astype(dtype)

@@ -1,24 +1,122 @@
-"""Self-attention over the tokens of an image: the only file that picks a kernel.
+"""Attention over the living tokens of each image: the only file that picks a kernel.
+
+Self-attention (`attend`) and attention of class queries (`attend_queries`) for both layouts of
+`jaxseg.tokens`. An image without living tokens gets zeros.
 
 On a CPU the stock form (scores of all heads and images at once) is bound by memory traffic.
 `_tiled` walks over (image, head) pairs instead, so that one [T, T] score matrix lives in the cache,
-and recomputes it in the backward pass. `docs/performance.md` has the measured ratio.
+and recomputes it in the backward pass; packed tokens take the same walk in windows near the length
+of each image (`jaxseg.runs`). Elsewhere the stock attention is used; packed tokens are padded to
+rows for it, with their lengths, which its GPU kernels skip over. `docs/performance.md` has the
+measured ratios.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from jaxseg.runs import map_runs
+from jaxseg.tokens import Layout, Packed
+
+_TINY = 1e-30
 
 
 def attend(
-    q: Float[Array, "B T h d"], k: Float[Array, "B T h d"], v: Float[Array, "B T h d"]
-) -> Float[Array, "B T h d"]:
-    """softmax(q k^T / sqrt(d)) v for every image and head; all tokens see each other."""
-    if jax.default_backend() != "cpu":
-        return jax.nn.dot_product_attention(q, k, v)
-    scale = q.shape[-1] ** -0.5
-    out = _tiled(_pairs(q * scale), _pairs(k), _pairs(v))
+    q: Float[Array, "*slots h d"],
+    k: Float[Array, "*slots h d"],
+    v: Float[Array, "*slots h d"],
+    layout: Layout,
+) -> Float[Array, "*slots h d"]:
+    """softmax(q k^T / sqrt(d)) v for every image and head; the dead are no keys."""
+    on_cpu = jax.default_backend() == "cpu"
+    if isinstance(layout, Packed):
+        return _packed(q, k, v, layout) if on_cpu else _padded(q, k, v, layout)
+    if not on_cpu:
+        mask = None if layout.valid is None else layout.valid[:, None, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    valid = None if layout.valid is None else jnp.repeat(layout.valid, q.shape[2], axis=0)
+    out = _tiled(_pairs(q * q.shape[-1] ** -0.5), _pairs(k), _pairs(v), valid)
     return out.reshape(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).swapaxes(1, 2)
+
+
+def attend_queries(
+    q: Float[Array, "B K h d"],
+    k: Float[Array, "*slots h d"],
+    v: Float[Array, "*slots h d"],
+    layout: Layout,
+    drop: Callable[[Array], Array] = lambda weights: weights,
+) -> tuple[Float[Array, "B K h d"], Float[Array, "*slots K"]]:
+    """What the queries of each image gather from its patches, and the mean scores over heads.
+
+    Scores are those before the softmax. Class tokens are not looked at. ``drop`` acts on the
+    attention weights (training only).
+    """
+    q = q * q.shape[-1] ** -0.5
+    if not isinstance(layout, Packed):
+        scores = jnp.einsum("bqhc,bkhc->bhqk", q, k)
+        if layout.valid is None and not layout.prefix:
+            weights = jax.nn.softmax(scores, axis=-1)
+        else:
+            weights = _softmax(scores, layout.patches(k)[:, None, None])
+        out = jnp.einsum("bhqk,bkhc->bqhc", drop(weights), v)
+        return out, scores.mean(axis=1).swapaxes(1, 2)
+
+    def of_image(k, v, q, valid):
+        scores = jnp.einsum("qhc,khc->hqk", q, k)
+        out = jnp.einsum("hqk,khc->qhc", _softmax(scores, valid), v)
+        return scores.mean(axis=0).T, out
+
+    scores, out = map_runs(
+        of_image,
+        layout.start + layout.prefix,
+        layout.count - layout.prefix,
+        (k, v),
+        (q,),
+        layout.lengths,
+    )
+    return out, scores
+
+
+def _softmax(scores: Float[Array, "*n k"], valid: Bool[Array, "*n k"]) -> Float[Array, "*n k"]:
+    """Over the valid entries; zeros where there are none."""
+    wide = jnp.where(valid, scores.astype(jnp.float32), -1e30)
+    weights = jnp.where(valid, jnp.exp(wide - wide.max(axis=-1, keepdims=True)), 0.0)
+    total = jnp.maximum(weights.sum(axis=-1, keepdims=True), _TINY)
+    return (weights / total).astype(scores.dtype)
+
+
+def _packed(q, k, v, layout: Packed):
+    """Every (head, image) pair is a run in a buffer of all heads, one head after the other."""
+    slots, heads, dim = q.shape
+    flat = [x.swapaxes(0, 1).reshape(heads * slots, dim) for x in (q * dim**-0.5, k, v)]
+    start = (jnp.arange(heads)[:, None] * slots + layout.start).reshape(-1)
+    count = jnp.tile(layout.count, heads)
+    out, _ = map_runs(
+        lambda q, k, v, valid: (_one_pair((q, k, v, valid))[0], None),
+        start,
+        count,
+        tuple(flat),
+        (),
+        layout.lengths,
+    )
+    return out.reshape(heads, slots, dim).swapaxes(0, 1)
+
+
+def _padded(q, k, v, layout: Packed):
+    """One row per image as long as the longest window, attention by lengths, and back."""
+    slots, longest = len(q), layout.lengths[-1]
+    at = jnp.minimum(layout.start[:, None] + jnp.arange(longest), slots - 1)
+    out = jax.nn.dot_product_attention(
+        q[at],
+        k[at],
+        v[at],
+        query_seq_lengths=layout.count,
+        key_value_seq_lengths=layout.count,
+    )
+    image = layout.image(slots)
+    return out[image, jnp.minimum(jnp.arange(slots) - layout.start[image], longest - 1)]
 
 
 def _pairs(x: Float[Array, "B T h d"]) -> Float[Array, "Bh T d"]:
@@ -27,28 +125,38 @@ def _pairs(x: Float[Array, "B T h d"]) -> Float[Array, "Bh T d"]:
 
 
 @jax.custom_vjp
-def _tiled(q, k, v):
-    return _tiled_forward(q, k, v)[0]
+def _tiled(q, k, v, valid):
+    return _tiled_forward(q, k, v, valid)[0]
 
 
-def _tiled_forward(q, k, v):
-    def one_pair(qkv):
-        q, k, v = qkv
-        scores = (q @ k.T).astype(jnp.float32)
-        top = scores.max(axis=-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = weights.sum(axis=-1, keepdims=True)
-        out = (weights.astype(v.dtype) @ v) / total.astype(v.dtype)
-        return out, top + jnp.log(total)
+def _weights(scores, log_scale, valid):
+    """exp(scores - log_scale) of the valid keys, float32."""
+    weights = jnp.exp(scores - log_scale)
+    return weights if valid is None else jnp.where(valid, weights, 0.0)
 
-    out, log_total = jax.lax.map(one_pair, (q, k, v))
-    return out, (q, k, v, out, log_total)
+
+def _one_pair(pair):
+    q, k, v, valid = pair
+    scores = (q @ k.T).astype(jnp.float32)
+    seen = scores if valid is None else jnp.where(valid, scores, -1e30)
+    top = seen.max(axis=-1, keepdims=True)
+    weights = _weights(seen, top, valid)
+    total = jnp.maximum(weights.sum(axis=-1, keepdims=True), _TINY)
+    out = (weights.astype(v.dtype) @ v) / total.astype(v.dtype)
+    return out, top + jnp.log(total)
+
+
+def _tiled_forward(q, k, v, valid):
+    out, log_total = jax.lax.map(_one_pair, (q, k, v, valid))
+    return out, (q, k, v, valid, out, log_total)
 
 
 def _tiled_backward(saved, grad):
     def one_pair(tile):
-        q, k, v, out, log_total, grad = tile
-        weights = jnp.exp((q @ k.T).astype(jnp.float32) - log_total)
+        q, k, v, valid, out, log_total, grad = tile
+        scores = (q @ k.T).astype(jnp.float32)
+        seen = scores if valid is None else jnp.where(valid, scores, -1e30)
+        weights = _weights(seen, log_total, valid)
         # d(scores) = weights * (grad v^T - <grad, out>): softmax's Jacobian, never stored
         centre = (grad * out).sum(axis=-1, keepdims=True)
         d_scores = (weights * ((grad @ v.T) - centre).astype(jnp.float32)).astype(q.dtype)
@@ -57,7 +165,7 @@ def _tiled_backward(saved, grad):
         return d_scores @ k, q.T @ d_scores, grad.T @ weights.astype(v.dtype)
 
     d_q, d_k, d_v = jax.lax.map(one_pair, (*saved, grad))
-    return d_q, d_k.swapaxes(1, 2), d_v.swapaxes(1, 2)
+    return d_q, d_k.swapaxes(1, 2), d_v.swapaxes(1, 2), None
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)

@@ -1,7 +1,8 @@
-"""What turns tokens into class scores of pixels, one class per published head.
+"""What turns tokens into class scores, one class per published head.
 
-A head reads the token matrices after some blocks and returns its logits at token resolution; from
-these it gives pixel scores for evaluation (argmax = label) and its loss terms for training.
+A head reads the tokens after some blocks and returns `Logits`: one row per slot, wherever the slots
+lie (`jaxseg.tokens`). The segmenter puts the rows on the grid of patches; from those the head gives
+scores on the grid (bilinear interpolation makes them those of pixels) and its loss terms.
 """
 
 from dataclasses import dataclass
@@ -17,19 +18,26 @@ from jaxseg.losses import Term
 from jaxseg.models.atm import AtmDecoder, AtmSpec, for_batch
 from jaxseg.models.layers import BatchNorm, Conv, LayerNorm, Linear, parameter, subkeys
 from jaxseg.resize import resize_bilinear
+from jaxseg.tokens import Layout, Packed
 
 Grid = tuple[int, int]
+_LEAST = 1e-6  # a score that becomes a logit again is kept this far from 0 and 1
 
 
-class AtmLogits(NamedTuple):
-    """``mask`` before the sigmoid and ``classes`` before the softmax over C."""
+class Logits(NamedTuple):
+    """``mask``: a row per slot (on the grid: per patch), before the sigmoid or softmax.
 
-    mask: Float[Array, "B r c K"]
-    classes: Float[Array, "B K C"]
+    ``classes``: ATM's class logits per query, before the softmax over C; None for other heads.
+    """
+
+    mask: Float[Array, "*slots K"]
+    classes: Float[Array, "B K C"] | None
 
 
 class AtmHead(nnx.Module):
     """DToP's decoupled ATM head ("PruneHead"): one tap, own queries, classes present or absent."""
+
+    per_token = True
 
     def __init__(self, token_width: int, spec: AtmSpec):
         self.queries = parameter(spec.classes, spec.width)
@@ -37,22 +45,35 @@ class AtmHead(nnx.Module):
         self.class_embed = Linear(spec.width, 2)
 
     def __call__(
-        self, taps: tuple[Float[Array, "B N D"]], grid: Grid, *, key: Key[Array, ""] | None = None
-    ) -> AtmLogits:
+        self,
+        taps: tuple[Float[Array, "*slots D"]],
+        layout: Layout,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Logits:
         (tokens,) = taps
-        queries, mask = self.decoder(for_batch(self.queries, tokens), tokens, key=key)
-        return AtmLogits(_on_grid(mask, grid), self.class_embed(queries))
+        queries = for_batch(self.queries, _batch(tokens, layout), tokens.dtype)
+        queries, mask = self.decoder(queries, tokens, layout, key=key)
+        return Logits(mask, self.class_embed(queries))
 
-    def token_scores(self, logits: AtmLogits) -> Float[Array, "B r c K"]:
-        """P(class present) x sigmoid(mask), per token; not normalised over classes."""
+    def token_scores(self, logits: Logits, layout: Layout) -> Float[Array, "*slots K"]:
+        """P(class present) x sigmoid(mask), per slot; not normalised over classes."""
+        present = jax.nn.softmax(logits.classes.astype(jnp.float32))[..., 0]
+        mask = logits.mask.astype(jnp.float32)
+        return layout.of_image(present, mask) * jax.nn.sigmoid(mask)
+
+    def as_mask(self, scores: Float[Array, "*slots K"]) -> Float[Array, "*slots K"]:
+        """Mask logits of scores that another kind of head has given."""
+        scores = jnp.clip(scores, _LEAST, 1 - _LEAST)
+        return jnp.log(scores) - jnp.log1p(-scores)
+
+    def grid_scores(self, logits: Logits, size: Grid) -> Float[Array, "B r c K"]:
+        """Probabilities are combined on the grid, then interpolated."""
+        del size
         present = jax.nn.softmax(logits.classes.astype(jnp.float32))[..., 0]
         return present[:, None, None] * jax.nn.sigmoid(logits.mask.astype(jnp.float32))
 
-    def pixel_scores(self, logits: AtmLogits, size: Grid) -> Float[Array, "B H W K"]:
-        """Probabilities are combined at token resolution, then interpolated."""
-        return resize_bilinear(self.token_scores(logits), size)
-
-    def losses(self, logits: AtmLogits, labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
+    def losses(self, logits: Logits, labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
         present = losses.present_classes(labels, logits.mask.shape[-1])
         masks = _class_maps(logits.mask, labels.shape[1:])
         return {
@@ -64,6 +85,8 @@ class AtmHead(nnx.Module):
 class CascadeHead(nnx.Module):
     """SegViT v1: one decoder per tap, deepest first; queries pass on and mask logits add up."""
 
+    per_token = True
+
     def __init__(self, token_width: int, spec: AtmSpec, levels: int):
         self.queries = parameter(spec.classes, spec.width)
         self.decoders = nnx.List([AtmDecoder(token_width, spec) for _ in range(levels)])
@@ -71,30 +94,28 @@ class CascadeHead(nnx.Module):
 
     def __call__(
         self,
-        taps: tuple[Float[Array, "B N D"], ...],
-        grid: Grid,
+        taps: tuple[Float[Array, "B C D"], ...],
+        layout: Layout,
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[AtmLogits, ...]:
-        """Taps in the order of the blocks; one `AtmLogits` per level, the last is the answer."""
-        queries, mask, levels = for_batch(self.queries, taps[0]), 0.0, []
-        keys = subkeys(key, len(taps))
+    ) -> tuple[Logits, ...]:
+        """Taps in the order of the blocks; one `Logits` per level, the last is the answer."""
+        queries = for_batch(self.queries, len(taps[0]), taps[0].dtype)
+        mask, levels, keys = 0.0, [], subkeys(key, len(taps))
         for decoder, tokens, level_key in zip(self.decoders, taps[::-1], keys, strict=True):
-            queries, scores = decoder(queries, tokens, key=level_key)
+            queries, scores = decoder(queries, tokens, layout, key=level_key)
             mask = mask + scores
-            levels.append(AtmLogits(_on_grid(mask, grid), self.class_embed(queries)))
+            levels.append(Logits(mask, self.class_embed(queries)))
         return tuple(levels)
 
-    def pixel_scores(self, logits: tuple[AtmLogits, ...], size: Grid) -> Float[Array, "B H W K"]:
-        """Mask logits are interpolated first; then every query votes for every class."""
+    def grid_scores(self, logits: tuple[Logits, ...], size: Grid) -> Float[Array, "B H W K"]:
+        """Those of pixels: masks are interpolated first, then every query votes for every class."""
         mask, classes = logits[-1]
         mask = jax.nn.sigmoid(resize_bilinear(mask.astype(jnp.float32), size))
         votes = jax.nn.softmax(classes.astype(jnp.float32))[..., :-1]
         return jnp.einsum("bhwq,bqk->bhwk", mask, votes)
 
-    def losses(
-        self, logits: tuple[AtmLogits, ...], labels: UInt8[Array, "B H W"]
-    ) -> dict[str, Term]:
+    def losses(self, logits: tuple[Logits, ...], labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
         present = losses.present_classes(labels, logits[-1].mask.shape[-1])
         terms = {}
         for i, level in enumerate(logits):
@@ -133,33 +154,63 @@ class ConvHead(nnx.Module):
         self.bns = nnx.List([BatchNorm(spec.channels, batch_axis) for _ in range(spec.convs)])
         self.classify = Linear(spec.channels, spec.classes)
 
+    @property
+    def per_token(self) -> bool:
+        """Whether a token's logits depend on it alone, so that it may lie anywhere."""
+        return self.spec.kernel == 1 and (self.spec.up_scale == 1 or self.spec.convs == 0)
+
     def __call__(
-        self, taps: tuple[Float[Array, "B N D"]], grid: Grid, *, key: Key[Array, ""] | None = None
-    ) -> Float[Array, "B r c K"]:
-        (tokens,) = taps
-        x = _on_grid(self.norm(tokens) if self.spec.norm else tokens, grid)
+        self,
+        taps: tuple[Float[Array, "*slots D"]],
+        layout: Layout,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Logits:
+        """Tokens [B, r, c, D] and logits [B, R, C, K] unless ``per_token``."""
+        (x,) = taps
+        valid = layout.patches(x) if self.per_token and _ragged(layout) else None
+        x = self.norm(x) if self.spec.norm else x
         for conv, bn in zip(self.convs, self.bns, strict=True):
-            x = jax.nn.relu(bn(conv(x), training=key is not None))
+            x = jax.nn.relu(bn(conv(x), training=key is not None, valid=valid))
             if self.spec.up_scale > 1:
                 up = self.spec.up_scale
                 x = resize_bilinear(x, (x.shape[1] * up, x.shape[2] * up))
-        return self.classify(x)
+        return Logits(self.classify(x), None)
 
-    def pixel_scores(self, logits: Float[Array, "B r c K"], size: Grid) -> Float[Array, "B H W K"]:
-        return resize_bilinear(logits.astype(jnp.float32), size)
+    def token_scores(self, logits: Logits, layout: Layout) -> Float[Array, "*slots K"]:
+        """Softmax over the classes, per slot."""
+        del layout
+        return jax.nn.softmax(logits.mask.astype(jnp.float32))
 
-    def losses(
-        self, logits: Float[Array, "B r c K"], labels: UInt8[Array, "B H W"]
-    ) -> dict[str, Term]:
-        full = self.pixel_scores(logits, labels.shape[1:])
+    def as_mask(self, scores: Float[Array, "*slots K"]) -> Float[Array, "*slots K"]:
+        """Logits of scores that another kind of head has given."""
+        return jnp.log(jnp.maximum(scores, _LEAST))
+
+    def grid_scores(self, logits: Logits, size: Grid) -> Float[Array, "B r c K"]:
+        """The logits: they are interpolated as they are."""
+        del size
+        return logits.mask.astype(jnp.float32)
+
+    def losses(self, logits: Logits, labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
+        full = pixel_scores(self, logits, labels.shape[1:])
         return {"loss_ce": losses.pixel_cross_entropy(full, labels, self.spec.weight)}
 
 
 Head = AtmHead | CascadeHead | ConvHead
 
 
-def _on_grid(x: Float[Array, "B N F"], grid: Grid) -> Float[Array, "B r c F"]:
-    return x.reshape(x.shape[0], *grid, x.shape[-1])
+def pixel_scores(head: Head, logits, size: Grid) -> Float[Array, "B H W K"]:
+    """Scores of every pixel from logits on the grid; their argmax is the label."""
+    return resize_bilinear(head.grid_scores(logits, size), size)
+
+
+def _batch(tokens: Array, layout: Layout) -> int:
+    return len(layout.start) if isinstance(layout, Packed) else len(tokens)
+
+
+def _ragged(layout: Layout) -> bool:
+    """Whether some slots are no living patch."""
+    return isinstance(layout, Packed) or layout.valid is not None or layout.prefix > 0
 
 
 def _class_maps(mask: Float[Array, "B r c K"], size: Grid) -> Float[Array, "B K H W"]:

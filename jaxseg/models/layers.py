@@ -10,7 +10,7 @@ normalisation uses its running statistics.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 
 def parameter(*shape: int) -> nnx.Param:
@@ -54,16 +54,20 @@ class LayerNorm(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """Same-size convolution without bias; kernel [k, k, in, out]."""
+    """Same-size convolution without bias; kernel [k, k, in, out].
+
+    A 1x1 kernel works on every token by itself, wherever it lies.
+    """
 
     def __init__(self, fan_in: int, fan_out: int, size: int):
         self.kernel = parameter(size, size, fan_in, fan_out)
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
+    def __call__(self, x: Float[Array, "*n C"]) -> Float[Array, "*n F"]:
+        kernel = self.kernel[...]
+        if kernel.shape[:2] == (1, 1):
+            return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
         layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, self.kernel[...], (1, 1), "SAME", dimension_numbers=layout
-        )
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
 
 class BatchNorm(nnx.Module):
@@ -80,23 +84,30 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jax.ShapeDtypeStruct((width,), jnp.float32))
         self.batch_axis = batch_axis
 
-    def __call__(self, x: Float[Array, "*n C"], *, training: bool) -> Float[Array, "*n C"]:
+    def __call__(
+        self,
+        x: Float[Array, "*n C"],
+        *,
+        training: bool,
+        valid: Bool[Array, "*n"] | None = None,
+    ) -> Float[Array, "*n C"]:
+        """``valid``: the entries that the statistics are taken over; None: all."""
         mean, var = self.mean[...], self.var[...]
         if training:
             wide = x.astype(jnp.float32).reshape(-1, x.shape[-1])
-            mean = self._over_devices(wide.mean(axis=0))
-            var = self._over_devices(jnp.square(wide - mean).mean(axis=0))
-            devices = 1 if self.batch_axis is None else jax.lax.axis_size(self.batch_axis)
-            count = len(wide) * devices
-            unbiased = var * (count / max(count - 1, 1))
+            weight = jnp.ones(len(wide)) if valid is None else valid.reshape(-1).astype(jnp.float32)
+            count = self._over_devices(weight.sum())
+            mean = self._over_devices(weight @ wide) / jnp.maximum(count, 1.0)
+            var = self._over_devices(weight @ jnp.square(wide - mean)) / jnp.maximum(count, 1.0)
+            unbiased = var * (count / jnp.maximum(count - 1.0, 1.0))
             # Not [...] = : that would write into the caller's array where it is one of numpy.
             self.mean.set_value(0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean))
             self.var.set_value(0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(unbiased))
         y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(var + 1e-5)
         return y.astype(x.dtype) * self.scale[...] + self.bias[...]
 
-    def _over_devices(self, moment: Float[Array, " C"]) -> Float[Array, " C"]:
-        return moment if self.batch_axis is None else jax.lax.pmean(moment, self.batch_axis)
+    def _over_devices(self, total: Float[Array, "*c"]) -> Float[Array, "*c"]:
+        return total if self.batch_axis is None else jax.lax.psum(total, self.batch_axis)
 
 
 @jax.custom_vjp

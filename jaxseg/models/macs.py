@@ -1,4 +1,6 @@
-"""The MACs of a dense segmenter from its spec: sizes of `jaxseg.models` into `jaxseg.flops`."""
+"""The MACs of a segmenter from its spec: sizes of `jaxseg.models` into `jaxseg.flops`."""
+
+from collections.abc import Sequence
 
 from jaxseg import flops
 from jaxseg.models.atm import AtmSpec
@@ -6,20 +8,46 @@ from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 
 
 def dense_macs(spec: SegmenterSpec, size: tuple[int, int]) -> flops.ModelMacs:
-    """One forward pass on one image of ``size`` (height, width), all tokens alive."""
+    """One forward pass on one image of ``size`` (height, width), all heads, all tokens alive."""
+    slots = _patches(spec, size) + spec.vit.class_token
+    return _macs(spec, size, [slots] * len(spec.heads))
+
+
+def pruned_macs(
+    spec: SegmenterSpec, size: tuple[int, int], alive: Sequence[float]
+) -> flops.ModelMacs:
+    """As inference runs: the heads that decide and the last one, on the tokens still inside.
+
+    ``alive``: slots, class tokens included, in each of the stages that those heads end. Without
+    exits that is one stage and the last head alone.
+    """
+    heads = tuple(spec.heads[i] for i in spec.looking)
+    looking = SegmenterSpec(spec.vit, heads)
+    return _macs(looking, size, alive)
+
+
+def _macs(spec: SegmenterSpec, size: tuple[int, int], alive: Sequence[float]) -> flops.ModelMacs:
     vit = spec.vit
-    rows, columns = (-(-side // vit.patch) for side in size)
-    patches = rows * columns
+    ends = [head.taps[-1] + 1 for head in spec.heads[:-1]] + [vit.depth]
+    layers = [end - begin for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
     backbone = flops.backbone(
-        patches,
+        _patches(spec, size),
         vit.width,
-        [(vit.depth, patches + vit.class_token)],
+        list(zip(layers, alive, strict=True)),
         patch_values=3 * vit.patch**2,
         mlp_ratio=vit.mlp_ratio,
         final_norm=vit.final_norm,
     )
-    heads = tuple(_head(head, vit.width, patches, size) for head in spec.heads)
+    heads = tuple(
+        _head(head, vit.width, slots - vit.class_token, size)
+        for head, slots in zip(spec.heads, alive, strict=True)
+    )
     return flops.ModelMacs(backbone, heads, flops.resizes(spec.classes, size))
+
+
+def _patches(spec: SegmenterSpec, size: tuple[int, int]) -> int:
+    rows, columns = (-(-side // spec.vit.patch) for side in size)
+    return rows * columns
 
 
 def _head(head: HeadSpec, token_width: int, tokens: int, size: tuple[int, int]) -> flops.Macs:

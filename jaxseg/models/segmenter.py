@@ -1,85 +1,141 @@
 """A ViT with one or more heads, and the bridge from modules to plain dicts of arrays."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
+from jaxseg.execute import Masked, Packing, leave
+from jaxseg.fates import Grades, Plan
 from jaxseg.losses import Term
 from jaxseg.models.atm import AtmSpec
-from jaxseg.models.heads import AtmHead, CascadeHead, ConvHead, ConvSpec, Head
+from jaxseg.models.heads import AtmHead, CascadeHead, ConvHead, ConvSpec, Head, Logits
 from jaxseg.models.layers import subkeys
 from jaxseg.models.vit import ViT, ViTSpec
+from jaxseg.programs import Chain, OneProgram, Program
+from jaxseg.tokens import Carry, Rows, readout
 
 Arrays = dict[str, jax.Array]  # dotted name -> array
+Decide = Callable[[Grades], Plan]
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A head and the blocks (0-based) it reads. ATM with several taps is SegViT's cascade."""
+    """A head and the blocks (0-based) it reads. ATM with several taps is SegViT's cascade.
+
+    ``decide``: which tokens leave once this head has looked at them; None: nobody.
+    """
 
     taps: tuple[int, ...]
     sizes: AtmSpec | ConvSpec
+    decide: Decide | None = None
 
 
 @dataclass(frozen=True)
 class SegmenterSpec:
-    """Heads in the order of depth: the last one answers, the others are auxiliary."""
+    """Heads in the order of depth: the last one answers, the others are auxiliary.
+
+    ``final_at_exit``: at inference a patch that leaves keeps its scores. Otherwise it keeps its
+    mask logits, and ATM multiplies those with the class probabilities of the last head, as DToP's
+    released code does.
+    """
 
     vit: ViTSpec
     heads: tuple[HeadSpec, ...]
+    final_at_exit: bool = False
+
+    def __post_init__(self):
+        taps = [tap for head in self.heads for tap in head.taps]
+        if taps != sorted(set(taps)):
+            raise ValueError(f"taps {taps} must rise from head to head")
 
     @property
     def classes(self) -> int:
         return self.heads[-1].sizes.classes
 
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The heads (0-based) after which tokens leave."""
+        return tuple(i for i, head in enumerate(self.heads) if head.decide is not None)
+
+    @property
+    def looking(self) -> tuple[int, ...]:
+        """The heads that inference runs, one per stage: those that decide, and the last."""
+        return (*self.exits, len(self.heads) - 1)
+
+
+def without_exits(spec: SegmenterSpec) -> SegmenterSpec:
+    """The same network, the same parameters, nobody leaves."""
+    return replace(spec, heads=tuple(replace(head, decide=None) for head in spec.heads))
+
 
 class Segmenter(nnx.Module):
-    """Images in; logits, pixel scores or loss terms out. ``key`` None means inference."""
+    """Images in; logits, scores or loss terms out. ``key`` None means inference.
+
+    ``stages``, ``begin``, ``decide`` and ``finish`` are what `jaxseg.execute` drives.
+    """
 
     def __init__(self, spec: SegmenterSpec, batch_axis: str | None = None):
         self.spec = spec
         self.vit = ViT(spec.vit)
         self.heads = nnx.List([_make_head(spec.vit.width, head, batch_axis) for head in spec.heads])
 
-    def __call__(
-        self,
-        images: Float[Array, "B H W 3"],
-        *,
-        key: Key[Array, ""] | None = None,
-        last_head_only: bool = False,
-    ) -> list:
-        """The logits of each head (of the last alone, as at inference without early exits)."""
-        first = len(self.heads) - 1 if last_head_only else 0
-        wanted = self.spec.heads[first:]
-        vit_key, *head_keys = subkeys(key, 1 + len(wanted))
-        taps = tuple(sorted({tap for head in wanted for tap in head.taps}))
-        tokens = self.vit(images, taps, key=vit_key)
-        prefix = int(self.spec.vit.class_token)
-        grid = self.vit.grid(*images.shape[1:3])
-        return [
-            head(tuple(tokens[tap][:, prefix:] for tap in spec.taps), grid, key=head_key)
-            for head, spec, head_key in zip(
-                list(self.heads)[first:], wanted, head_keys, strict=True
-            )
-        ]
+    @property
+    def stages(self) -> int:
+        return len(self.spec.looking)
 
-    def pixel_scores(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B H W K"]:
-        """Scores of the last head at image size; their argmax is the label."""
-        (logits,) = self(images, last_head_only=True)
-        return self.scores_of(logits, images.shape[1:3])
+    def begin(self, images: Float[Array, "B H W 3"]) -> Carry:
+        """All patches alive, in rows; computed in the dtype of the parameters."""
+        layout = Rows(None, int(self.spec.vit.class_token))
+        images = images.astype(self.vit.pos_embed[...].dtype)
+        return Carry(self.vit.embed(images), layout, self.vit.grid(*images.shape[1:3]))
 
-    def scores_of(self, logits, size: tuple[int, int]) -> Float[Array, "B H W K"]:
-        """Pixel scores from the last head's logits.
+    def decide(self, carry: Carry, stage: int) -> tuple[Carry, Plan]:
+        """Blocks up to the head of ``stage``, and its decision."""
+        looking = self.spec.looking
+        i, following = looking[stage : stage + 2]
+        carry, logits = self._look(carry, looking[:stage], i, self._no_keys())
+        scores = self.heads[i].token_scores(logits, carry.layout)
+        if self.spec.final_at_exit:
+            canvas = readout(carry, scores)
+        else:
+            canvas = self._handed_on(i, following, _on_grid(carry, logits))
+        return replace(carry, canvas=canvas), self._plan(i, carry, scores)
 
-        A padded image is interpolated with its padding and then cut, so that cells keep their place
-        (mmsegmentation stretches the padded grid over the unpadded image).
+    def finish(self, carry: Carry) -> Float[Array, "B r c K"]:
+        """The remaining blocks and the last head: scores on the grid.
+
+        Of a head that is not linear behind its grid (SegViT's cascade): those of the padded image.
         """
-        patch, (rows, columns) = self.spec.vit.patch, self.vit.grid(*size)
-        padded = self.heads[-1].pixel_scores(logits, (rows * patch, columns * patch))
-        return padded[:, : size[0], : size[1]]
+        *before, i = self.spec.looking
+        carry, logits = self._look(carry, before, i, self._no_keys())
+        if self.spec.final_at_exit and before:
+            scores = readout(carry, self.heads[i].token_scores(logits, carry.layout))
+            return scores.reshape(len(scores), *carry.grid, -1)
+        size = tuple(side * self.spec.vit.patch for side in carry.grid)
+        return self.heads[i].grid_scores(_on_grid(carry, logits), size)
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, key: Key[Array, ""] | None = None
+    ) -> list:
+        """The logits of every head on the grid, tokens leaving on the way (masked)."""
+        vit_key, *head_keys = subkeys(key, 1 + len(self.heads))
+        keys = (subkeys(vit_key, len(self.vit.blocks)), head_keys)
+        carry, out, last = self.begin(images), [], len(self.heads) - 1
+        for i, spec in enumerate(self.spec.heads):
+            carry, logits = self._look(carry, range(i), i, keys)
+            out.append(_on_grid(carry, logits))
+            if i == last or not self.spec.exits:
+                continue
+            carry = replace(carry, canvas=self._handed_on(i, i + 1, out[-1]))
+            if spec.decide is not None:
+                scores = self.heads[i].token_scores(logits, carry.layout)
+                number = self.spec.exits.index(i)
+                carry = leave(Masked(), carry, self._plan(i, carry, scores), number)
+        return out
 
     def losses(
         self,
@@ -88,13 +144,73 @@ class Segmenter(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Term]:
-        """Loss terms of all heads, named ``aux_0.loss_ce`` ... ``decode.loss_ce``."""
+        """Loss terms of all heads, named ``aux_0.loss_ce`` ... ``decode.loss_ce``.
+
+        With exits, each is taken over all patches: those that have left keep the logits of the head
+        that saw them last, and gradients flow back into it, as in DToP's released code.
+        """
         names = [f"aux_{i}" for i in range(len(self.heads) - 1)] + ["decode"]
         return {
             f"{name}.{term}": value
             for name, head, logits in zip(names, self.heads, self(images, key=key), strict=True)
             for term, value in head.losses(logits, labels).items()
         }
+
+    def _no_keys(self) -> tuple[list[None], list[None]]:
+        return [None] * len(self.vit.blocks), [None] * len(self.heads)
+
+    def _look(self, carry: Carry, before: Sequence[int], i: int, keys) -> tuple[Carry, Logits]:
+        """The blocks behind those of the heads ``before``, up to head ``i``, and its logits."""
+        first = self.spec.heads[before[-1]].taps[-1] + 1 if before else 0
+        head, x, taps = self.heads[i], carry.x, []
+        for tap in self.spec.heads[i].taps:
+            x = self.vit.run(x, carry.layout, range(first, tap + 1), keys=keys[0])
+            read = self.vit.normed(x, tap)
+            taps.append(read if head.per_token else _patches_on_grid(carry, read))
+            first = tap + 1
+        return replace(carry, x=x), head(tuple(taps), carry.layout, key=keys[1][i])
+
+    def _plan(self, i: int, carry: Carry, scores: Float[Array, "*slots K"]) -> Plan:
+        """The decision of head ``i``. It is hard: no gradient flows through it."""
+        scores = jax.lax.stop_gradient(scores)
+        slots = scores.shape[:-1]
+        image = carry.layout.of_image(jnp.arange(len(carry.alive)), scores)
+        graded = carry.layout.patches(scores)
+        grades = Grades(
+            confidence=scores.max(axis=-1).reshape(-1),
+            label=scores.argmax(axis=-1).reshape(-1),
+            image=jnp.broadcast_to(image, slots).reshape(-1),
+            graded=graded.reshape(-1),
+            images=len(carry.alive),
+            classes=scores.shape[-1],
+        )
+        return self.spec.heads[i].decide(grades)
+
+    def _handed_on(self, i: int, following: int, maps: Logits) -> Float[Array, "B N K"]:
+        """What patches that leave at head ``i`` keep, as mask logits of the following head.
+
+        Heads of one kind share it as it is (DToP). Between kinds (DToP, table 6, of which nothing
+        is released) the scores are what stays the same.
+        """
+        mask = maps.mask.reshape(len(maps.mask), -1, maps.mask.shape[-1])
+        if type(self.heads[i]) is type(self.heads[following]):
+            return mask
+        scores = self.heads[i].token_scores(Logits(mask, maps.classes), Rows(None, 0))
+        return self.heads[following].as_mask(scores)
+
+
+def _on_grid(carry: Carry, logits: Logits | tuple[Logits, ...]):
+    """The same logits with a mask row per patch, [B, r, c, K]; a map stays as it is."""
+    if not isinstance(logits, Logits):
+        return tuple(_on_grid(carry, level) for level in logits)
+    if logits.mask.ndim == 4:
+        return logits
+    mask = readout(carry, logits.mask)
+    return logits._replace(mask=mask.reshape(len(mask), *carry.grid, -1))
+
+
+def _patches_on_grid(carry: Carry, x: Float[Array, "B C D"]) -> Float[Array, "B r c D"]:
+    return x[:, carry.layout.prefix :].reshape(len(x), *carry.grid, x.shape[-1])
 
 
 def _make_head(width: int, head: HeadSpec, batch_axis: str | None) -> Head:
@@ -124,20 +240,32 @@ class Network:
         stats = {n: v for n, v in arrays.items() if n.endswith((".mean", ".var"))}
         return {n: v for n, v in arrays.items() if n not in stats}, stats
 
-    def scorer(self, *, bfloat16: bool):
-        """``score(arrays, images float32[B,H,W,3]) -> float32[B,H,W,K]``: pixel scores, pure.
+    def program(
+        self, executor: Masked | Packing | None = None, *, bfloat16: bool = False
+    ) -> Program:
+        """What answers for a batch of normalised images (`jaxseg.programs`).
 
-        ``arrays`` holds parameters and statistics in one dict.
+        ``executor`` None: packed with capacities picked on the host where tokens leave, else dense.
         """
 
-        def score(arrays, images):
-            params, stats = self.split(arrays)
-            if bfloat16:
-                params = {name: value.astype(jnp.bfloat16) for name, value in params.items()}
-                images = images.astype(jnp.bfloat16)
-            return self.bind(params, stats).pixel_scores(images)
+        def bind(arrays):
+            return self.bind(*self.split(arrays))
 
-        return score
+        prepare = in_bfloat16 if bfloat16 else jax.device_put
+        patch = self.spec.vit.patch
+        if executor is None and self.spec.exits:
+            return Chain(bind, Packing(), patch, len(self.spec.looking), prepare)
+        return OneProgram(bind, executor or Masked(), patch, prepare)
+
+
+def in_bfloat16(arrays: Arrays) -> Arrays:
+    """Parameters on the device in bfloat16; statistics of batch normalisation stay float32."""
+    return {
+        name: jax.device_put(value)
+        if name.endswith((".mean", ".var"))
+        else jnp.asarray(value, jnp.bfloat16)
+        for name, value in arrays.items()
+    }
 
 
 def stats_of(model: Segmenter) -> Arrays:

@@ -1,5 +1,6 @@
 """The plain vision transformer of mmsegmentation and timm: pre-norm blocks, exact GELU."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float, Key
 from jaxseg.models.attention import attend
 from jaxseg.models.layers import LayerNorm, Linear, drop_path, gelu, parameter, subkeys
 from jaxseg.resize import resize_position_embedding
+from jaxseg.tokens import Layout, Rows
 
 VARIANTS = {  # width, depth, heads
     "Ti": (192, 12, 3),
@@ -45,7 +47,7 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, width)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*slots D"]) -> Float[Array, "*slots D"]:
         return self.fc2(gelu(self.fc1(x)))
 
 
@@ -57,10 +59,10 @@ class SelfAttention(nnx.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        return self.out(attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape))
+    def __call__(self, x: Float[Array, "*slots D"], layout: Layout) -> Float[Array, "*slots D"]:
+        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, x.shape[-1] // self.heads)
+        q, k, v = (qkv[..., i, :, :] for i in range(3))
+        return self.out(attend(q, k, v, layout).reshape(x.shape))
 
 
 class Block(nnx.Module):
@@ -74,10 +76,10 @@ class Block(nnx.Module):
         self.drop_path_rate = drop_path_rate
 
     def __call__(
-        self, x: Float[Array, "B T D"], *, key: Key[Array, ""] | None = None
-    ) -> Float[Array, "B T D"]:
+        self, x: Float[Array, "*slots D"], layout: Layout, *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*slots D"]:
         key1, key2 = subkeys(key, 2)
-        x = x + drop_path(self.attn(self.norm1(x)), self.drop_path_rate, key1)
+        x = x + drop_path(self.attn(self.norm1(x), layout), self.drop_path_rate, key1)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, key2)
 
 
@@ -114,19 +116,31 @@ class ViT(nnx.Module):
             x = jnp.concatenate([token, x], axis=1)
         return x
 
-    def __call__(
+    def run(
         self,
-        images: Float[Array, "B H W 3"],
-        taps: tuple[int, ...],
+        x: Float[Array, "*slots D"],
+        layout: Layout,
+        span: range,
         *,
-        key: Key[Array, ""] | None = None,
+        keys: Sequence[Key[Array, ""] | None],
+    ) -> Float[Array, "*slots D"]:
+        """Tokens after the blocks of ``span`` (0-based); ``keys``: one per block of the ViT."""
+        for i in span:
+            x = self.blocks[i](x, layout, key=keys[i])
+        return x
+
+    def normed(self, x: Float[Array, "*slots D"], block: int) -> Float[Array, "*slots D"]:
+        """What heads read after a block: with ``final_norm`` the last output is normalised."""
+        last = block == len(self.blocks) - 1
+        return self.norm(x) if last and self.spec.final_norm else x
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], taps: tuple[int, ...]
     ) -> dict[int, Float[Array, "B T D"]]:
-        """Tokens after the blocks ``taps`` (0-based), a class token first if there is one."""
-        x = self.embed(images)
-        out = {}
-        for i, block_key in enumerate(subkeys(key, len(self.blocks))):
-            x = self.blocks[i](x, key=block_key)
-            if i in taps:
-                last = i == len(self.blocks) - 1
-                out[i] = self.norm(x) if last and self.spec.final_norm else x
+        """Tokens after the blocks ``taps``, nobody leaving; a class token first if there is one."""
+        x, first, out = self.embed(images), 0, {}
+        layout = Rows(None, int(self.spec.class_token))
+        for tap in taps:
+            x = self.run(x, layout, range(first, tap + 1), keys=[None] * len(self.blocks))
+            out[tap], first = self.normed(x, tap), tap + 1
         return out

@@ -1,0 +1,124 @@
+"""Compiled programs that answer for a batch: what prediction, benchmarks and the export call.
+
+Both kinds are called with (arrays, images float32[B, H, W, 3]) and return `jaxseg.execute.Answer`.
+They compile when they first meet a shape; `warmup` does that ahead.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxseg.execute import Answer, Masked, Packing, answer, left_of, step, within
+from jaxseg.tokens import Carry
+
+Arrays = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class OneProgram:
+    """Everything in one program: dense models, `Masked`, and `Packing` with its `lax.switch`.
+
+    bind: arrays -> model (see `jaxseg.execute`). patch: pixels per side of a token.
+    prepare: arrays as they are stored -> as they are computed with.
+    """
+
+    bind: Callable[[Arrays], object]
+    executor: Masked | Packing
+    patch: int
+    prepare: Callable[[Arrays], Arrays] = jax.device_put
+
+    def __call__(self, arrays: Arrays, images: jax.Array) -> Answer:
+        return self._run(arrays, images)
+
+    def warmup(self, arrays: Arrays, shape: tuple[int, int, int, int]) -> int:
+        """Compiles for images of ``shape``; returns the number of programs."""
+        self(arrays, np.zeros(shape, np.float32)).scores.block_until_ready()
+        return 1
+
+    @property
+    def compiled(self) -> int:
+        """Programs compiled so far."""
+        return self._run._cache_size()
+
+    @functools.cached_property
+    def _run(self):
+        return jax.jit(lambda arrays, images: answer(self.bind(arrays), images, self.executor))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One program per (stage, capacity); the host picks the capacity of the next stage.
+
+    For that it reads the token counts of the images, a few integers per exit. ``stages`` is that
+    of the model; see `OneProgram` for the rest.
+    """
+
+    bind: Callable[[Arrays], object]
+    executor: Packing
+    patch: int
+    stages: int
+    prepare: Callable[[Arrays], Arrays] = jax.device_put
+
+    def __call__(self, arrays: Arrays, images: jax.Array) -> Answer:
+        carry = self._first(arrays, images)
+        slots = len(carry.x)
+        alive = [np.full(len(images), slots // len(images)), np.asarray(carry.alive)]
+        for number in range(1, self.stages - 1):
+            capacity = self._capacity(slots, alive[-1])
+            carry = self._middle(arrays, carry, number, capacity)
+            alive.append(np.asarray(carry.alive))
+        scores, left = self._last(arrays, carry, self._capacity(slots, alive[-1]))
+        return Answer(scores, np.stack(alive, axis=1), left)
+
+    def warmup(self, arrays: Arrays, shape: tuple[int, int, int, int]) -> int:
+        """Compiles every (stage, capacity) for images of ``shape``; returns how many."""
+        start = self._first(arrays, np.zeros(shape, np.float32))
+        capacities = self.executor.capacities(len(start.x))
+        for capacity in capacities:
+            for number in range(1, self.stages - 1):
+                self._middle(arrays, _copy(start), number, capacity)
+            scores, _ = self._last(arrays, _copy(start), capacity)
+            scores.block_until_ready()
+        return 1 + len(capacities) * (self.stages - 1)
+
+    @property
+    def compiled(self) -> int:
+        """Programs compiled so far."""
+        programs = (self._first, self._middle, self._last)
+        return sum(program._cache_size() for program in programs)
+
+    def _capacity(self, slots: int, alive: np.ndarray) -> int:
+        return next(c for c in self.executor.capacities(slots) if c >= alive.sum())
+
+    @functools.cached_property
+    def _first(self):
+        def first(arrays, images):
+            model = self.bind(arrays)
+            return step(model, self.executor, 0, model.begin(images))
+
+        return jax.jit(first)
+
+    @functools.cached_property
+    def _middle(self):
+        def middle(arrays, carry, number, capacity):
+            stage = functools.partial(step, self.bind(arrays), self.executor, number)
+            return within(stage, capacity, carry)
+
+        return jax.jit(middle, static_argnums=(2, 3), donate_argnums=1)
+
+    @functools.cached_property
+    def _last(self):
+        def last(arrays, carry, capacity):
+            return within(self.bind(arrays).finish, capacity, carry), left_of(carry)
+
+        return jax.jit(last, static_argnums=2)
+
+
+def _copy(carry: Carry) -> Carry:
+    return jax.tree.map(lambda x: x + 0, carry)
+
+
+Program = OneProgram | Chain

@@ -1,0 +1,94 @@
+"""DToP's decisions against a slow loop over images and classes (facts of the released code)."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxseg.errors import UserError
+from jaxseg.fates import Grades
+from jaxseg.methods.dtop import Exit
+
+IMAGES, CLASSES = 2, 3
+SLOTS = st.lists(
+    st.tuples(st.integers(0, 9), st.integers(0, CLASSES - 1), st.booleans()),
+    min_size=IMAGES,
+    max_size=24,
+)
+
+
+def grades_of(slots) -> Grades:
+    confidence, label, graded = (np.array(c) for c in zip(*slots, strict=True))
+    image = np.sort(np.arange(len(slots)) % IMAGES)
+    confidence = confidence.astype(np.float32) / 10
+    arrays = map(jnp.asarray, (confidence, label, image, graded))
+    return Grades(*arrays, images=IMAGES, classes=CLASSES)
+
+
+def groups_of(grades: Grades, easy: np.ndarray):
+    """Easy slots of each (image, class), best first, of equals the first."""
+    confidence = np.asarray(grades.confidence)
+    for image in range(IMAGES):
+        for label in range(CLASSES):
+            same = (np.asarray(grades.image) == image) & (np.asarray(grades.label) == label)
+            yield sorted(np.flatnonzero(easy & same), key=lambda i: (-confidence[i], i))
+
+
+def easy_of(grades: Grades, threshold: float) -> np.ndarray:
+    return np.asarray(grades.graded) & (np.asarray(grades.confidence) > np.float32(threshold))
+
+
+@settings(max_examples=50, deadline=None)
+@given(SLOTS, st.sampled_from([0.0, 0.3, 0.5, 0.8]), st.integers(1, 4))
+def test_the_best_of_each_class_stay(slots, threshold, k):
+    grades = grades_of(slots)
+    plan = Exit(threshold, k=k)(grades)
+    easy = easy_of(grades, threshold)
+    expected = easy.copy()
+    for best_first in groups_of(grades, easy):
+        expected[best_first[:k]] = False
+    np.testing.assert_array_equal(plan.leaves, expected)
+    assert plan.context is None and plan.target is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(SLOTS, st.sampled_from(["average", "average_top_k"]))
+def test_the_others_become_one_token_per_class(slots, context):
+    grades = grades_of(slots)
+    plan = Exit(0.4, context, k=2)(grades)
+    easy = easy_of(grades, 0.4)
+    kept = 2 if context == "average_top_k" else 0
+    leaves, speaks = np.zeros_like(easy), np.zeros_like(easy)
+    target = np.arange(len(easy))
+    for best_first in groups_of(grades, easy):
+        rest = best_first[kept:]
+        if rest:
+            leaves[rest], speaks[rest[0]], target[rest] = True, True, rest[0]
+    np.testing.assert_array_equal(plan.leaves, leaves)
+    np.testing.assert_array_equal(plan.context, speaks)
+    np.testing.assert_array_equal(plan.target, target)
+    np.testing.assert_array_equal(plan.goes, leaves & ~speaks)
+
+
+def test_remove_and_share():
+    grades = grades_of([(i, 0, True) for i in range(10)])
+    np.testing.assert_array_equal(Exit(0.4, "remove")(grades).leaves, easy_of(grades, 0.4))
+    # Images of slots 0-4 and 5-9: 35 % of five is one token, the best of its image.
+    leaves = Exit(0.99, "remove", share=0.35)(grades).leaves
+    assert np.flatnonzero(leaves).tolist() == [4, 9]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threshold": 1.0},
+        {"threshold": -0.1},
+        {"threshold": 0.5, "context": "topk"},
+        {"threshold": 0.5, "k": 0},
+        {"threshold": 0.5, "share": 1.0},
+    ],
+)
+def test_nonsense_is_refused(wrong):
+    with pytest.raises(UserError, match="config.method"):
+        Exit(**wrong)

@@ -1,0 +1,150 @@
+"""Masked = packed with host capacities = packed with a switch, for every method and batch."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from conftest import quick_compiles
+
+from jaxseg.execute import Masked, Packing
+from jaxseg.methods.dtop import Exit
+from jaxseg.models import attention
+from jaxseg.models.atm import AtmSpec
+from jaxseg.models.heads import ConvSpec
+from jaxseg.models.initial import draw
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, network, shapes, without_exits
+from jaxseg.models.vit import ViTSpec
+
+VIT = ViTSpec(16, 4, 2, grid=(5, 7), patch=4)
+ATM, CONV = AtmSpec(5, 8, 2, 2), ConvSpec(classes=5, channels=8)
+
+
+def spec_of(*exits, vit=VIT, sizes=(ATM, ATM, ATM), final_at_exit=False) -> SegmenterSpec:
+    """Heads after blocks 0, 1 and 3; ``exits`` are the decisions of the first two."""
+    heads = zip((0, 1, 3), sizes, (*exits, None), strict=True)
+    return SegmenterSpec(vit, tuple(HeadSpec((tap,), *rest) for tap, *rest in heads), final_at_exit)
+
+
+CLASS_TOKEN = dataclasses.replace(VIT, class_token=True, final_norm=True)
+CASES = {
+    "top_k": spec_of(Exit(0.4, k=2), Exit(0.35, k=1)),
+    "remove": spec_of(Exit(0.5, "remove"), Exit(0.3, "remove")),
+    "average": spec_of(Exit(0.45, "average"), Exit(0.4, "average_top_k", k=1)),
+    "share": spec_of(Exit(0.9, "remove", share=0.35), Exit(0.9, "remove", share=0.35)),
+    "final": spec_of(Exit(0.4, k=1), Exit(0.3, k=2), final_at_exit=True),
+    "class token": spec_of(Exit(0.4, k=1), None, vit=CLASS_TOKEN),
+    "setr": spec_of(Exit(0.3, k=1), Exit(0.3, k=1), vit=CLASS_TOKEN, sizes=(CONV,) * 3),
+    "mixed": spec_of(Exit(0.3, k=1), Exit(0.3, k=1), sizes=(CONV, CONV, ATM)),
+    "mixed, final": spec_of(None, Exit(0.1, k=1), sizes=(ATM, ATM, CONV), final_at_exit=True),
+}
+
+
+@functools.cache
+def images(batch: int) -> np.ndarray:
+    """Pictures of different difficulty: some flat, some of noise."""
+    rng = np.random.default_rng(1)
+    noise = rng.standard_normal((batch, 20, 28, 3), np.float32)
+    return noise * np.linspace(0.1, 2.0, batch)[:, None, None, None].astype(np.float32)
+
+
+def numbers(spec: SegmenterSpec) -> dict:
+    rng = np.random.default_rng(0)
+    params, stats = draw(*shapes(spec), seed=0)
+    moved = {n: v + 0.4 * rng.standard_normal(v.shape, np.float32) for n, v in params.items()}
+    return moved | stats
+
+
+@pytest.fixture(autouse=True)
+def _quick_compiles():
+    with quick_compiles():
+        yield
+
+
+def same(ours, reference):
+    np.testing.assert_array_equal(ours.left, reference.left)
+    np.testing.assert_array_equal(ours.alive, reference.alive)
+    np.testing.assert_allclose(ours.scores, reference.scores, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_executors_agree_and_an_image_is_alone_in_its_batch(name):
+    net, arrays, batch = network(CASES[name]), numbers(CASES[name]), images(3)
+    masked, chain = net.program(Masked()), net.program()
+    reference = masked(arrays, batch)
+    left = np.asarray(reference.left)
+    assert (left >= 0).any() and (left < 0).any(), "the case shows nothing"
+    same(chain(arrays, batch), reference)
+    for i in range(3):
+        alone = chain(arrays, batch[i : i + 1])
+        np.testing.assert_array_equal(alone.left[0], left[i])
+        np.testing.assert_allclose(alone.scores[0], reference.scores[i], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["top_k", "setr"])
+def test_the_switch_agrees(name):
+    net, arrays = network(CASES[name]), numbers(CASES[name])
+    for batch in (1, 3):
+        reference = net.program(Masked())(arrays, images(batch))
+        same(net.program(Packing(3))(arrays, images(batch)), reference)
+
+
+def test_padding_packed_rows_agrees(monkeypatch):
+    """The form of attention that accelerators use, on the CPU."""
+    net, arrays = network(CASES["top_k"]), numbers(CASES["top_k"])
+    reference = net.program(Masked())(arrays, images(3))
+    monkeypatch.setattr(attention, "_packed", attention._padded)
+    same(net.program()(arrays, images(3)), reference)
+
+
+def test_all_tokens_of_an_image_may_leave():
+    spec = spec_of(Exit(0.0, "remove"), None)
+    net, arrays = network(spec), numbers(spec)
+    reference = net.program(Masked())(arrays, images(2))
+    assert reference.alive.tolist() == [[35, 0], [35, 0]] and np.isfinite(reference.scores).all()
+    same(net.program()(arrays, images(2)), reference)
+
+
+def test_nobody_leaves_is_dense():
+    """Above a threshold that nothing reaches, the scores are those without exits."""
+    spec = spec_of(Exit(0.999999, k=5), Exit(0.999999, k=5))
+    arrays = numbers(spec)
+    dense = network(without_exits(spec)).program()(arrays, images(2))
+    for executor in (Masked(), None):
+        ours = network(spec).program(executor)(arrays, images(2))
+        assert (np.asarray(ours.left) == -1).all()
+        np.testing.assert_allclose(ours.scores, dense.scores, atol=2e-6)
+
+
+def test_one_program_per_stage_and_capacity():
+    spec = CASES["share"]
+    chain, arrays = network(spec).program(), numbers(spec)
+    chain = dataclasses.replace(chain, executor=Packing(4))
+    for _ in range(2):
+        chain(arrays, images(3))
+        assert chain.compiled == 3  # the same shares leave: one capacity per stage
+    count = chain.warmup(arrays, images(3).shape)
+    assert count == chain.compiled == 1 + 2 * len(Packing(4).capacities(3 * 35))
+    chain(arrays, images(3))
+    assert chain.compiled == count
+
+
+def test_dead_tokens_are_seen_by_nobody():
+    """Features of slots that have left do not matter: they may even be NaN."""
+    spec = CASES["top_k"]
+    net, arrays = network(spec), numbers(spec)
+
+    @jax.jit
+    def run(arrays):
+        model = net.bind(*net.split(arrays))
+        carry = model.begin(images(3))
+        from jaxseg.execute import step
+
+        carry = step(model, Masked(), 0, carry)
+        dead = ~carry.layout.valid
+        poisoned = dataclasses.replace(carry, x=jax.numpy.where(dead[..., None], 1e4, carry.x))
+        return [step(model, Masked(), 1, c).left for c in (carry, poisoned)]
+
+    clean, poisoned = run(arrays)
+    np.testing.assert_array_equal(clean, poisoned)
