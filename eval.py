@@ -58,7 +58,7 @@ def evaluate(config, workdir: str) -> dict:
 
     # ---- count ----------------------------------------------------------------------------------
     crop = tuple(config.data.crop)
-    macs = dense_macs(spec, crop)
+    macs = exits.mean_macs(spec, result) if spec.exits else dense_macs(spec, crop)
     per_image = exits.mean_gmacs(spec, result)
 
     # ---- report ---------------------------------------------------------------------------------
@@ -99,6 +99,9 @@ def evaluate(config, workdir: str) -> dict:
     )
     if spec.exits:
         print(exits.line(summary))
+        view = exits.StageView(network(spec), how)
+        arrays = predictors["model"][1]
+        exits.write_pictures(folder / "exits", view, arrays, result.samples, result, classes)
     print(f"wrote {folder}/results.json, confusion.png, report.html")
     return results
 

@@ -137,6 +137,26 @@ def finish(config: ConfigDict, arg: str) -> ConfigDict:
     return config
 
 
+def dtop(config: ConfigDict, arg: str, finetune_steps: int) -> ConfigDict:
+    """DToP's three ways of training over the configuration of a dense model, exits being set.
+
+    ``arg``: nothing for Finetune (``init_from`` is then a dense model), ``heads_only`` for Finetune
+    with the ViT frozen, ``retrain`` for the dense model's own schedule, ``smoke`` as in `finish`.
+    """
+    config.method.name = "dtop"
+    if arg == "retrain":
+        return config
+    config.train.steps = finetune_steps
+    if arg == "heads_only":
+        config.optim.freeze = ("^vit",)
+        return config
+    if arg not in ("", "smoke"):
+        raise UserError(
+            f"--config=...:{arg}: unknown argument {arg!r}; use heads_only, retrain or smoke"
+        )
+    return finish(config, arg)
+
+
 def _smoke(config: ConfigDict) -> None:
     patch = config.model.patch
     config.data.update(name="shapes", train="train", val="val", test="test", ignore=())

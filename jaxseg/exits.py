@@ -1,13 +1,25 @@
-"""Figures of a model whose tokens leave early, beside the same weights without exits."""
+"""Figures of a model whose tokens leave early, beside the same weights without exits, and pictures.
 
-from collections.abc import Mapping
+DIR/exits/*.png: for every sample of an evaluation where its tokens left and what was predicted
+then; difficulty.png and kept.png: how images and tokens differ.
+"""
 
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
 import numpy as np
 
-from jaxseg import flops
-from jaxseg.inference import EvalResult
+from jaxseg import exit_pictures, flops, labels, viz
+from jaxseg.data.classes import Classes
+from jaxseg.data.transforms import test_image
+from jaxseg.execute import Masked
+from jaxseg.inference import EvalResult, EvalSpec, Sample
 from jaxseg.models.macs import pruned_macs
-from jaxseg.models.segmenter import SegmenterSpec
+from jaxseg.models.segmenter import Arrays, Network, SegmenterSpec
 
 
 def mean_gmacs(spec: SegmenterSpec, result: EvalResult) -> float:
@@ -30,8 +42,8 @@ def _of_input(spec: SegmenterSpec, size, alive) -> float:
     return pruned_macs(spec, size, [float(n) for n in alive]).gmacs_all_heads * 1e9
 
 
-def mean_parts(spec: SegmenterSpec, result: EvalResult) -> flops.ModelMacs:
-    """Part by part, mean over the inputs of the network."""
+def mean_macs(spec: SegmenterSpec, result: EvalResult) -> flops.ModelMacs:
+    """Part by part, mean over the inputs of the network (windows or views)."""
     return flops.mean(
         pruned_macs(spec, size, [float(n) for n in tokens])
         for sizes, alive in zip(result.inputs, result.alive, strict=True)
@@ -53,12 +65,11 @@ def summary(
     speedup is in images/s of this run; efficiency = speedup / (dense GMACs / pruned GMACs), 1 where
     time falls as MACs do. Dense GMACs are those without auxiliary heads, which it does not run.
     """
-    layers = [spec.heads[i].taps[-1] + 1 for i in spec.exits]
     kept = kept_shares(pruned).mean(axis=0)
     ratio = mean_gmacs(dense_spec, dense) / mean_gmacs(spec, pruned)
     speedup = pruned.images_per_second / dense.images_per_second
     return {
-        "exit_layers": layers,
+        "exit_layers": layers_of(spec),
         "kept_after_exit": [float(share) for share in kept],
         "dense_miou": dense.scores.miou,
         "dense_gmacs_per_image": mean_gmacs(dense_spec, dense),
@@ -82,3 +93,114 @@ def line(found: Mapping[str, object]) -> str:
         f"{found['speedup']:.2f} times as fast, efficiency {found['efficiency']:.2f}; "
         f"inside: {kept}"
     )
+
+
+def layers_of(spec: SegmenterSpec) -> list[int]:
+    """The layers (1-based) after which tokens leave."""
+    return [spec.heads[i].taps[-1] + 1 for i in spec.exits]
+
+
+class Stages(NamedTuple):
+    """An image on its way: what was predicted after each exit and at the end, and who left.
+
+    labels: uint8[H, W] per stage. left: int[r, c], number of the exit or -1. confidences: per exit,
+    those of the tokens that it graded.
+    """
+
+    labels: list[np.ndarray]
+    left: np.ndarray
+    confidences: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class StageView:
+    """Runs whole images, one at a time, and keeps what every stage says, fitted as ``how`` says."""
+
+    network: Network
+    how: EvalSpec
+
+    def __call__(self, arrays: Arrays, image: np.ndarray) -> Stages:
+        """Of uint8[H, W, 3], fitted into ``how.resize``; label maps at the image's own size."""
+        size, how = image.shape[:2], self.how
+        fit = how.resize or (None, None)
+        given = test_image(image, *fit, how.mean, how.std)
+        grids, confidence, left = self._run(arrays, given[None])
+        left = np.asarray(left[0])
+        inside = [(left < 0) | (left >= number) for number in range(len(confidence))]
+        return Stages(
+            [self._labels(grid, given.shape[:2], size) for grid in grids],
+            left,
+            [np.asarray(c[0])[i] for c, i in zip(confidence, inside, strict=True)],
+        )
+
+    @functools.cached_property
+    def _run(self):
+        spec = self.network.spec
+
+        def run(arrays, images):
+            model = self.network.bind(*self.network.split(arrays))
+            logits = model(images)
+            size = tuple(-(-s // spec.vit.patch) * spec.vit.patch for s in images.shape[1:3])
+            grids = [model.heads[i].grid_scores(logits[i], size) for i in spec.looking]
+            certain = [model.heads[i].confidence(logits[i]) for i in spec.exits]
+            return grids, certain, self.network.program(Masked())(arrays, images).left
+
+        return jax.jit(run)
+
+    def _labels(self, grid, given: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+        patch = self.network.spec.vit.patch
+        rows, columns = (
+            labels.axis(n, ((-(-g // patch) * patch, g), (s, s)))
+            for n, g, s in zip(grid.shape[1:3], given, size, strict=True)
+        )
+        return np.asarray(_label_map(grid, rows, columns)[0])[: size[0], : size[1]]
+
+
+_label_map = jax.jit(labels.label_map)
+
+
+def write_pictures(
+    folder: pathlib.Path,
+    view: StageView,
+    arrays: Arrays,
+    samples: Sequence[Sample],
+    result: EvalResult,
+    classes: Classes,
+) -> None:
+    """A sheet per sample and two histograms: of confidence over the samples' tokens, and of the
+    share of tokens that stays over all inputs of ``result``."""
+    spec = view.network.spec
+    layers, patch = layers_of(spec), spec.vit.patch
+    folder.mkdir(exist_ok=True)
+    graded: list[list[np.ndarray]] = [[] for _ in layers]
+    for sample in samples:
+        stages = view(arrays, sample.image)
+        fitted = _fitted(sample.image, view.how)
+        at_size = [_nearest(label, fitted.shape[:2]) for label in (sample.label, *stages.labels)]
+        sheet = exit_pictures.panels(
+            fitted, at_size[0], at_size[1:], stages.left, layers, classes, patch
+        )
+        viz.save_png(folder / f"{sample.name.replace('/', '_')}.png", sheet)
+        for all_of_exit, confidences in zip(graded, stages.confidences, strict=True):
+            all_of_exit.append(confidences.reshape(-1))
+    thresholds = [spec.heads[i].decide.threshold for i in spec.exits]
+    joined = [np.concatenate(each) if each else np.zeros(0) for each in graded]
+    viz.save_png(
+        folder / "difficulty.png", exit_pictures.difficulty_histogram(joined, layers, thresholds)
+    )
+    viz.save_png(folder / "kept.png", exit_pictures.shares_histogram(kept_shares(result), layers))
+
+
+def _fitted(image: np.ndarray, how: EvalSpec) -> np.ndarray:
+    """The pixels that the network saw, uint8."""
+    fit = how.resize or (None, None)
+    zero, one = (0.0,) * 3, (1.0,) * 3
+    return test_image(image, *fit, zero, one).round().clip(0, 255).astype(np.uint8)
+
+
+def _nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rows, columns = (
+        ((np.arange(n) + 0.5) * old / n).astype(int)
+        for n, old in zip(size, label.shape, strict=True)
+    )
+    return label[rows][:, columns]

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxseg.errors import UserError
-from jaxseg.optim import OptimSpec, learning_rate, make_optimizer
+from jaxseg.optim import OptimSpec, learning_rate, make_optimizer, trainable
 
 BASE = OptimSpec(lr=2e-5, weight_decay=0.01, total_steps=40_000, warmup_steps=1500)
 NAMES = ("vit.norm.scale", "vit.patch.kernel", "heads.0.norm.scale", "heads.0.q")
@@ -152,3 +152,12 @@ def test_mistakes_are_named(change, words):
         make_optimizer(replace(BASE, **change), NAMES)
     for word in words:
         assert word in str(error.value)
+
+
+def test_frozen_parameters_are_not_trained():
+    spec = OptimSpec(lr=1.0, weight_decay=0.0, total_steps=2, freeze=("^vit", "norm"))
+    assert trainable(spec, ["vit.a", "heads.0.norm", "heads.0.b"]) == ["heads.0.b"]
+    with pytest.raises(UserError, match="nothing to train"):
+        trainable(replace(spec, freeze=("",)), ["vit.a"])
+    with pytest.raises(UserError, match="matches none"):
+        trainable(replace(spec, freeze=("^vti",)), ["vit.a"])

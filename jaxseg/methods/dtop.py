@@ -52,7 +52,10 @@ class Exit:
             raise UserError(f"config.method.share={self.share}: use 0 (off) or more, less than 1")
 
     def __call__(self, grades: Grades) -> Plan:
-        easy = self._easy(grades)
+        return self.plan(grades, self._easy(grades))
+
+    def plan(self, grades: Grades, easy: Bool[Array, " S"]) -> Plan:
+        """What becomes of the slots that are ``easy``."""
         group = grades.image * grades.classes + grades.label
         groups = grades.images * grades.classes
         leaves = easy

@@ -258,6 +258,23 @@ class Network:
         return OneProgram(bind, executor or Masked(), patch, prepare)
 
 
+def steered(program: Chain, spec: SegmenterSpec, decisions: Callable, name: str) -> Chain:
+    """The program with decisions that depend on an array which travels among the parameters.
+
+    ``decisions(arrays[name]) -> one Decide per exit``. New values compile nothing.
+    """
+
+    def bind(arrays):
+        model = program.bind({n: value for n, value in arrays.items() if n != name})
+        heads = list(spec.heads)
+        for i, decide in zip(spec.exits, decisions(arrays[name]), strict=True):
+            heads[i] = replace(heads[i], decide=decide)
+        model.spec = replace(spec, heads=tuple(heads))
+        return model
+
+    return replace(program, bind=bind)
+
+
 def in_bfloat16(arrays: Arrays) -> Arrays:
     """Parameters on the device in bfloat16; statistics of batch normalisation stay float32."""
     return {

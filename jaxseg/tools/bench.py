@@ -23,7 +23,6 @@ import json
 import math
 import platform
 import time
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ from jaxseg.errors import UserError
 from jaxseg.inference import EvalSpec, Predictor
 from jaxseg.models.initial import draw
 from jaxseg.models.macs import pruned_macs
-from jaxseg.models.segmenter import SegmenterSpec, network, shapes, without_exits
+from jaxseg.models.segmenter import SegmenterSpec, network, shapes, steered, without_exits
 from jaxseg.programs import Chain, OneProgram
 
 FLAGS = flags.FLAGS
@@ -68,21 +67,6 @@ def forced(decide, rates: jax.Array, patches: int, seed: int):
     return decision
 
 
-def forced_program(spec: SegmenterSpec, patches: int, program: Chain) -> Chain:
-    """The chain with rates among its arrays, under `_RATES` float32 [exits, B]."""
-
-    def bind(arrays):
-        model = program.bind({n: v for n, v in arrays.items() if n != _RATES})
-        heads = list(spec.heads)
-        for number, i in enumerate(spec.exits):
-            decide = forced(heads[i].decide, arrays[_RATES][number], patches, number)
-            heads[i] = replace(heads[i], decide=decide)
-        model.spec = replace(spec, heads=tuple(heads))
-        return model
-
-    return replace(program, bind=bind)
-
-
 def measure(call, seconds: float) -> tuple[float, float]:
     """(wall, cpu) seconds per call, repeated for at least ``seconds``."""
     wall, cpu, calls = time.perf_counter(), time.process_time(), 0
@@ -104,9 +88,14 @@ def bench(spec: SegmenterSpec, arrays, keep, size, batch, rounds, seconds, mean_
     patches = math.prod(-(-side // spec.vit.patch) for side in size)
     how = EvalSpec(mode="whole", crop=size, stride=size, batch_size=batch, **mean_std)
     dense_spec = without_exits(spec)
+
+    def decisions(rates):
+        natural = [spec.heads[i].decide for i in spec.exits]
+        return [forced(decide, rates[n], patches, n) for n, decide in enumerate(natural)]
+
     programs = {
         "dense": network(dense_spec).program(bfloat16=FLAGS.bfloat16),
-        "pruned": forced_program(spec, patches, network(spec).program(bfloat16=FLAGS.bfloat16)),
+        "pruned": steered(network(spec).program(bfloat16=FLAGS.bfloat16), spec, decisions, _RATES),
     }
     prepared = programs["dense"].prepare(arrays)
     predictors = {name: Predictor(program, how) for name, program in programs.items()}

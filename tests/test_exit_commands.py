@@ -1,0 +1,162 @@
+"""Train, evaluate, sweep and measure a model with early exits, from end to end on drawn shapes."""
+
+import csv
+import importlib
+import json
+
+import numpy as np
+import pytest
+from conftest import quick_compiles
+
+import train
+from jaxseg import build, model_dir
+from jaxseg.errors import UserError
+from jaxseg.methods.dtop import Exit
+from jaxseg.models.initial import draw
+from jaxseg.models.segmenter import shapes
+from jaxseg.tools import bench, sweep
+
+evaluation = importlib.import_module("eval")
+
+
+def config_of(arg="smoke", **changes):
+    config = importlib.import_module("configs.dtop_segvit_vitti_camvid").get_config(arg)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+LOW = {"method.exit1.threshold": 0.2, "method.exit2.threshold": 0.2, "method.k": 1}
+
+
+@pytest.fixture(autouse=True)
+def _quick_compiles():
+    with quick_compiles():
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dtop")
+    with quick_compiles():
+        train.train(config_of(**LOW), str(folder), "test")
+    return folder
+
+
+def test_evaluation_reports_dense_and_pruned(trained, capsys):
+    results = evaluation.evaluate(config_of(**LOW), str(trained))
+    assert results["exit_layers"] == [1, 2] and len(results["kept_after_exit"]) == 2
+    assert results["kept_after_exit"][1] < 1
+    assert results["dense_images_per_second"] > 0 and 0 <= results["dense_miou"] <= 1
+    for name in ("flops_ratio", "speedup", "efficiency"):
+        assert results[name] > 0
+    assert json.loads((trained / "results.json").read_text())["exit_layers"] == [1, 2]
+    assert {"difficulty.png", "kept.png"} < {p.name for p in (trained / "exits").iterdir()}
+    assert "efficiency" in capsys.readouterr().out
+
+
+def test_sweep_writes_a_row_per_combination(trained):
+    found = sweep.sweep(config_of(), str(trained), ["1", "1+2"], [0.2, 1.0])
+    assert [(r["exits"], r["threshold"]) for r in found["rows"]] == [
+        ("1", 0.2), ("1", 1.0), ("1+2", 0.2), ("1+2", 1.0)
+    ]  # fmt: skip
+    for row in found["rows"]:
+        if row["threshold"] == 1.0:  # nobody leaves
+            assert row["miou"] == pytest.approx(found["dense"]["miou"], abs=1e-6)
+            assert row["kept"] == [1.0] * len(row["kept"]) and row["flops_ratio"] < 1
+    assert found["rows"][0]["kept"][0] < 1
+    rows = list(csv.DictReader(sweep.as_csv(found["rows"]).splitlines()))
+    assert len(rows) == 4 and rows[2]["kept"].count(" ") == 1
+    sweep.picture(found["rows"], found["dense"], trained / "sweep.png")
+    assert (trained / "sweep.png").stat().st_size > 5000
+
+
+def test_sweep_names_the_layers_there_are():
+    assert sweep.positions_of([], (5, 7)) == [(6,), (8,), (6, 8)]
+    assert sweep.positions_of(["8+6", "8"], (5, 7)) == [(6, 8), (8,)]
+    with pytest.raises(UserError, match=r"--exits=7: the heads of this model read layers \(6, 8\)"):
+        sweep.positions_of(["7"], (5, 7))
+
+
+def test_bench_forces_the_keep_rates(monkeypatch):
+    monkeypatch.setattr(bench, "FLAGS", type("Flags", (), {"bfloat16": False}))
+    spec = build.segmenter_spec(config_of(**{"method.k": 1}), 2)
+    params, stats = draw(*shapes(spec), 0)
+    means = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
+    found = bench.bench(spec, params | stats, (0.6, 0.3), (160, 160), 4, 2, 0.0, means, seed=0)
+    # 100 tokens an image; one per class stays on top.
+    np.testing.assert_allclose(found["kept"], (0.6, 0.3), atol=0.06)
+    assert found["flops_ratio"] > 1 and found["programs"]["pruned"] >= 3
+    for name in ("speedup_wall", "speedup_cpu", "efficiency_wall", "efficiency_cpu"):
+        assert found[name] > 0
+    text = bench.table(found)
+    assert "images/s" in text and f"{found['flops_ratio']:.3f}" in text
+
+
+def test_rates_are_spread_around_their_means():
+    rates = bench.draw_rates((0.55, 0.40), 8, np.random.default_rng(0))
+    assert rates.shape == (2, 8) and (rates[1] <= rates[0]).all() and (rates > 0).all()
+    np.testing.assert_allclose(rates.mean(axis=1), (0.55, 0.40), atol=0.03)
+    assert rates[0].max() - rates[0].min() > 0.4
+
+
+def test_heads_only_leaves_the_backbone_as_it_was(tmp_path):
+    changes = {"optim.freeze": ("^vit",), "optim.lr": 0.1, "train.steps": 4}
+    config = config_of(**(LOW | changes))
+    train.train(config, str(tmp_path), "test")
+    spec = build.segmenter_spec(config, 12)
+    start, _ = draw(*shapes(spec), config.seed)
+    after = model_dir.load(str(tmp_path)).arrays
+    moved = {name for name in start if (after[name] != start[name]).any()}
+    assert not [name for name in moved if name.startswith("vit.")]
+    assert {f"heads.{i}.class_embed.kernel" for i in range(3)} <= moved
+
+
+def test_ways_of_training():
+    retrain, heads, finetune = (config_of(arg) for arg in ("retrain", "heads_only", ""))
+    dense = importlib.import_module("configs.segvit_vitti_camvid").get_config()
+    assert retrain.train.steps == dense.train.steps > finetune.train.steps == heads.train.steps
+    assert retrain.optim.lr == dense.optim.lr > finetune.optim.lr
+    assert heads.optim.freeze == ("^vit",) and not finetune.optim.freeze
+    with pytest.raises(UserError, match="heads_only, retrain or smoke"):
+        config_of("finetune")
+
+
+# --- from the configuration to decisions
+
+
+def exits_of(**changes):
+    spec = build.segmenter_spec(config_of("", **changes), 11)
+    return {head.taps[0] + 1: head.decide for head in spec.heads if head.decide}
+
+
+def test_exits_are_what_the_fields_say():
+    assert exits_of() == {6: Exit(0.95), 8: Exit(0.95)}
+    ours = exits_of(**{"method.exit8.threshold": 0.9, "method.context": "remove"})
+    assert ours == {6: Exit(0.95, "remove"), 8: Exit(0.9, "remove")}
+    assert exits_of(**{"method.exit6.threshold": 1.0}) == {8: Exit(0.95)}
+    assert exits_of(**{"method.name": "dense"}) == {}
+    three = {"model.taps": (2, 5, 7, 11), "method.exit3.threshold": 0.99}
+    assert exits_of(**three) == {3: Exit(0.99), 6: Exit(0.95), 8: Exit(0.95)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method.exit7.threshold": 0.5}, r"exit7.threshold=0.5: no auxiliary head reads layer 7"),
+        ({"method.exit12.threshold": 0.5}, "exit12.threshold=0.5: no auxiliary head"),
+        ({"model.head": "cascade"}, "cascade"),
+        ({"method.name": "dtopp"}, "method.name='dtopp'"),
+        ({"method.context": "topk"}, "method.context='topk'"),
+        ({"method.exit6.threshold": 1.5}, "threshold=1.5"),
+        ({"model.aux_head": "fcn"}, "model.aux_head='fcn'"),
+    ],
+)
+def test_impossible_exits_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        exits_of(**changes)
+
+
+def test_heads_may_be_mixed():
+    spec = build.segmenter_spec(config_of("", **{"model.aux_head": "conv"}), 11)
+    kinds = [type(head.sizes).__name__ for head in spec.heads]
+    assert kinds == ["ConvSpec", "ConvSpec", "AtmSpec"] and spec.heads[0].sizes.weight == 0.4
