@@ -21,12 +21,12 @@ def map_runs(
     rows: tuple[Array, ...],
     extras: tuple[Array, ...],
     lengths: tuple[int, ...],
-) -> tuple[Array, Array | None]:
+) -> tuple[Array | None, Array | None]:
     """``of_run(*rows [L, ...], *extras [...], valid bool[L]) -> (per_row [L, ...], per_run)``.
 
     ``start`` must rise. ``lengths`` are the window lengths L, rising; the last must hold the
     longest run. Returns per_row [S, ...] (rows in no run hold zeros or leftovers) and per_run
-    [R, ...], or None where ``of_run`` gives None.
+    [R, ...]; either is None where ``of_run`` gives None.
 
     A window longer than its run reaches into the next one: results are written in rising order, so
     that the next run overwrites what was written into it.
@@ -45,15 +45,17 @@ def map_runs(
     def one(out, run):
         begin, n, which, extra = run
         per_row, per_run = jax.lax.switch(which, branches, begin, n, extra)
-        return jax.lax.dynamic_update_slice_in_dim(out, per_row, begin, 0), per_run
+        if out is not None:
+            out = jax.lax.dynamic_update_slice_in_dim(out, per_row, begin, 0)
+        return out, per_run
 
     inputs = tuple(jax.ShapeDtypeStruct((lengths[0], *x.shape[1:]), x.dtype) for x in rows)
     valid = jax.ShapeDtypeStruct((lengths[0],), jnp.bool_)
     like, _ = jax.eval_shape(of_run, *inputs, *(x[0] for x in extras), valid)
-    blank = jnp.zeros((size + longest, *like.shape[1:]), like.dtype)
+    blank = None if like is None else jnp.zeros((size + longest, *like.shape[1:]), like.dtype)
     out, per_run = jax.lax.scan(one, blank, (start, count, pick, extras))
-    return out[:size], per_run
+    return None if out is None else out[:size], per_run
 
 
-def _lengthen(x: Array, by: int) -> Array:
-    return jnp.pad(x, ((0, by), *((0, 0),) * (x.ndim - 1)))
+def _lengthen(x: Array | None, by: int) -> Array | None:
+    return None if x is None else jnp.pad(x, ((0, by), *((0, 0),) * (x.ndim - 1)))

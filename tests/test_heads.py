@@ -62,15 +62,16 @@ def test_atm_parameter_counts_are_those_of_dtop(width, classes, heads, millions)
 
 
 def test_mask_logits_are_one_product_of_the_last_layers_queries_and_keys():
-    """The mean over heads of scaled scores = full product / sqrt(heads x width)."""
+    """Computed at once over the width, they are the mean over heads of the scaled scores."""
     decoder, (memory_in,) = filled(AtmDecoder(6, AtmSpec(5, 8, 2, layers=1))), tokens()
     queries = jnp.asarray(RNG.standard_normal((2, 5, 8), np.float32))
     _, mask = decoder(queries, memory_in, ALL, key=None)
     layer = decoder.layers[0]
-    attended, _ = layer.self_attn(queries, queries, ALL, key=None)
-    q = layer.cross_attn.q(layer.norm1(queries + attended))
-    k = layer.cross_attn.k(decoder.input_norm(decoder.input_proj(memory_in)))
-    np.testing.assert_allclose(mask, np.einsum("bkd,bnd->bnk", q, k) / (2 * 8) ** 0.5, atol=1e-5)
+    attended = layer.self_attn(queries, queries, ALL, key=None)
+    q = layer.cross_attn.q(layer.norm1(queries + attended)).reshape(2, 5, 2, 4)
+    k = layer.cross_attn.k(decoder.input_norm(decoder.input_proj(memory_in))).reshape(2, 12, 2, 4)
+    by_head = np.einsum("bkhd,bnhd->bnkh", q, k) / 4**0.5
+    np.testing.assert_allclose(mask, by_head.mean(-1), atol=1e-5)
 
 
 def test_token_scores_are_presence_times_mask():

@@ -3,6 +3,7 @@
 The scores of the last cross-attention, averaged over its heads, are the mask logits of each class.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxseg.models.attention import attend_queries
+from jaxseg.models.attention import attend_queries, query_scores
 from jaxseg.models.layers import LayerNorm, Linear, dropout, subkeys
 from jaxseg.tokens import Layout, Rows
 
@@ -44,19 +45,32 @@ class QueryAttention(nnx.Module):
         layout: Layout,
         *,
         key: Key[Array, ""] | None,
-    ) -> tuple[Float[Array, "B K d"], Float[Array, "*slots K"]]:
-        """The attended queries and the scaled scores before the softmax, averaged over heads."""
+    ) -> Float[Array, "B K d"]:
+        """The attended queries."""
 
         def split(x):
             return x.reshape(*x.shape[:-1], self.heads, -1)
 
         q, k, v = split(self.q(queries)), split(self.k(memory)), split(self.v(memory))
-        out, scores = attend_queries(q, k, v, layout, lambda w: dropout(w, DROPOUT, key))
-        return self.out(out.reshape(queries.shape)), scores
+        drop = None if key is None else functools.partial(dropout, rate=DROPOUT, key=key)
+        return self.out(attend_queries(q, k, v, layout, drop).reshape(queries.shape))
+
+    def mask(
+        self, queries: Float[Array, "B K d"], memory: Float[Array, "*slots d"], layout: Layout
+    ) -> Float[Array, "*slots K"]:
+        """The scaled scores before the softmax, averaged over heads.
+
+        The mean over h heads of q_h k_h / sqrt(d / h) is q k / sqrt(h d): no head is split off.
+        """
+        scale = (self.heads * queries.shape[-1]) ** -0.5
+        return query_scores(self.q(queries) * scale, self.k(memory), layout)
 
 
 class DecoderLayer(nnx.Module):
-    """Post-norm: queries see each other, then the tokens, then a ReLU MLP."""
+    """Post-norm: queries see each other, then the tokens, then a ReLU MLP.
+
+    Returns the queries and what they were when they looked at the tokens.
+    """
 
     def __init__(self, spec: AtmSpec):
         self.self_attn = QueryAttention(spec.width, spec.heads)
@@ -69,12 +83,12 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, queries, memory, layout, *, key):
         keys = subkeys(key, 6)
-        attended, _ = self.self_attn(queries, queries, Rows(None, prefix=0), key=keys[0])
-        queries = self.norm1(queries + dropout(attended, DROPOUT, keys[1]))
-        attended, scores = self.cross_attn(queries, memory, layout, key=keys[2])
-        queries = self.norm2(queries + dropout(attended, DROPOUT, keys[3]))
+        attended = self.self_attn(queries, queries, Rows(None, prefix=0), key=keys[0])
+        asking = self.norm1(queries + dropout(attended, DROPOUT, keys[1]))
+        attended = self.cross_attn(asking, memory, layout, key=keys[2])
+        queries = self.norm2(asking + dropout(attended, DROPOUT, keys[3]))
         hidden = dropout(jax.nn.relu(self.fc1(queries)), DROPOUT, keys[4])
-        return self.norm3(queries + dropout(self.fc2(hidden), DROPOUT, keys[5])), scores
+        return self.norm3(queries + dropout(self.fc2(hidden), DROPOUT, keys[5])), asking
 
 
 class AtmDecoder(nnx.Module):
@@ -96,8 +110,8 @@ class AtmDecoder(nnx.Module):
         """Updated queries and the mask logits of every token for every class."""
         memory = self.input_norm(self.input_proj(tokens))
         for layer, layer_key in zip(self.layers, subkeys(key, len(self.layers)), strict=True):
-            queries, scores = layer(queries, memory, layout, key=layer_key)
-        return queries, scores
+            queries, asking = layer(queries, memory, layout, key=layer_key)
+        return queries, self.layers[-1].cross_attn.mask(asking, memory, layout)
 
 
 def for_batch(table: nnx.Param, batch: int, dtype: jnp.dtype) -> Float[Array, "B K d"]:

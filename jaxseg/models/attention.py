@@ -1,7 +1,8 @@
 """Attention over the living tokens of each image: the only file that picks a kernel.
 
-Self-attention (`attend`) and attention of class queries (`attend_queries`) for both layouts of
-`jaxseg.tokens`. An image without living tokens gets zeros.
+Self-attention (`attend`), attention of class queries (`attend_queries`) and their bare scores
+(`query_scores`), each for both layouts of `jaxseg.tokens`. An image without living tokens gets
+zeros.
 
 On a CPU the stock form (scores of all heads and images at once) is bound by memory traffic.
 `_tiled` walks over (image, head) pairs instead, so that one [T, T] score matrix lives in the cache,
@@ -46,41 +47,51 @@ def attend_queries(
     k: Float[Array, "*slots h d"],
     v: Float[Array, "*slots h d"],
     layout: Layout,
-    drop: Callable[[Array], Array] = lambda weights: weights,
-) -> tuple[Float[Array, "B K h d"], Float[Array, "*slots K"]]:
-    """What the queries of each image gather from its patches, and the mean scores over heads.
+    drop: Callable[[Array], Array] | None = None,
+) -> Float[Array, "B K h d"]:
+    """What the queries of each image gather from its patches; class tokens are not looked at.
 
-    Scores are those before the softmax. Class tokens are not looked at. ``drop`` acts on the
-    attention weights (training only).
+    ``drop`` acts on the attention weights (training only).
     """
     q = q * q.shape[-1] ** -0.5
-    if not isinstance(layout, Packed):
-        scores = jnp.einsum("bqhc,bkhc->bhqk", q, k)
-        if layout.valid is None and not layout.prefix:
-            weights = jax.nn.softmax(scores, axis=-1)
-        else:
-            weights = _softmax(scores, layout.patches(k)[:, None, None])
-        out = jnp.einsum("bhqk,bkhc->bqhc", drop(weights), v)
-        return out, scores.mean(axis=1).swapaxes(1, 2)
-
-    def of_image(k, v, q, valid):
-        scores = jnp.einsum("qhc,khc->hqk", q, k)
-        out = jnp.einsum("hqk,khc->qhc", _softmax(scores, valid), v)
-        return scores.mean(axis=0).T, out
-
-    scores, out = map_runs(
-        of_image,
-        layout.start + layout.prefix,
-        layout.count - layout.prefix,
-        (k, v),
-        (q,),
-        layout.lengths,
-    )
-    return out, scores
+    if isinstance(layout, Packed):
+        start, count = layout.start + layout.prefix, layout.count - layout.prefix
+        _, out = map_runs(_gather_for_image, start, count, (k, v), (q,), layout.lengths)
+        return out
+    ragged = layout.valid is not None or layout.prefix > 0
+    valid = layout.patches(k) if ragged else None
+    if drop is None and jax.default_backend() == "cpu":
+        # Image by image, so that the scores of one stay in the cache.
+        return jax.lax.map(lambda image: _gather_for_image(*image)[1], (k, v, q, valid))
+    scores = jnp.einsum("bqhc,bkhc->bhqk", q, k)
+    weights = _softmax(scores, None if valid is None else valid[:, None, None])
+    return jnp.einsum("bhqk,bkhc->bqhc", weights if drop is None else drop(weights), v)
 
 
-def _softmax(scores: Float[Array, "*n k"], valid: Bool[Array, "*n k"]) -> Float[Array, "*n k"]:
+def _gather_for_image(k, v, q, valid):
+    scores = jnp.einsum("qhc,khc->hqk", q, k).astype(jnp.float32)
+    seen = scores if valid is None else jnp.where(valid, scores, -1e30)
+    weights = _weights(seen, seen.max(axis=-1, keepdims=True), valid)
+    total = jnp.maximum(weights.sum(axis=-1), _TINY).T[..., None]
+    # Divided afterwards: one pass less over the largest array.
+    return None, jnp.einsum("hqk,khc->qhc", weights.astype(v.dtype), v) / total.astype(v.dtype)
+
+
+def query_scores(
+    q: Float[Array, "B K D"], k: Float[Array, "*slots D"], layout: Layout
+) -> Float[Array, "*slots K"]:
+    """q k^T of every slot with the queries of its image."""
+    if isinstance(layout, Packed):
+        of_image = lambda k, q, valid: (k @ q.T, None)  # noqa: E731
+        scores, _ = map_runs(of_image, layout.start, layout.count, (k,), (q,), layout.lengths)
+        return scores
+    return jnp.einsum("bnd,bkd->bnk", k, q)
+
+
+def _softmax(scores: Float[Array, "*n k"], valid: Bool[Array, "*n k"] | None) -> Array:
     """Over the valid entries; zeros where there are none."""
+    if valid is None:
+        return jax.nn.softmax(scores, axis=-1)
     wide = jnp.where(valid, scores.astype(jnp.float32), -1e30)
     weights = jnp.where(valid, jnp.exp(wide - wide.max(axis=-1, keepdims=True)), 0.0)
     total = jnp.maximum(weights.sum(axis=-1, keepdims=True), _TINY)
