@@ -55,14 +55,18 @@ class Masked:
 
 @dataclass(frozen=True)
 class Packing:
-    """Survivors at the front of one buffer; ``steps`` capacities up to its full size."""
+    """Survivors at the front of one buffer.
 
-    steps: int = 16
+    steps: capacities up to its full size, each compiled when it is first met: the mean waste is
+        half a step. windows: lengths that kernels over single images are compiled for, in each.
+    """
+
+    steps: int = 32
+    windows: int = 16
 
     def capacities(self, slots: int) -> tuple[int, ...]:
-        """Static buffer sizes, rising in equal steps of a multiple of 8; the last is ``slots``."""
-        step = -(-slots // (8 * self.steps)) * 8
-        return (*range(step, slots, step), slots)
+        """Static buffer sizes, rising; the last is ``slots``."""
+        return _equal_steps(slots, self.steps)
 
     def lay_out(self, carry: Carry, plan: Plan) -> Carry:
         batch, patches = carry.owner.shape
@@ -71,7 +75,7 @@ class Packing:
         if isinstance(carry.layout, Packed):
             keep &= jnp.arange(keep.size) < carry.layout.used
         # One image fills its buffer, so that its capacity is window length enough.
-        lengths = (slots,) if batch == 1 else self.capacities(slots)
+        lengths = (slots,) if batch == 1 else _equal_steps(slots, self.windows)
         return pack(carry, keep, lengths)
 
     def run(self, stage: Callable[[Carry], object], carry: Carry):
@@ -82,6 +86,12 @@ class Packing:
         pick = jnp.searchsorted(jnp.array(capacities), carry.layout.used)
         branches = [functools.partial(within, stage, capacity) for capacity in capacities]
         return jax.lax.switch(pick, branches, carry)
+
+
+def _equal_steps(slots: int, count: int) -> tuple[int, ...]:
+    """Up to ``count`` sizes in equal steps of a multiple of 8; the last is ``slots``."""
+    step = -(-slots // (8 * count)) * 8
+    return (*range(step, slots, step), slots)
 
 
 def within(stage: Callable[[Carry], object], capacity: int, carry: Carry):

@@ -9,6 +9,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
+def best_class(scores: Float[Array, "*n K"]) -> tuple[Float[Array, "*n"], Int[Array, "*n"]]:
+    """The best score and its class, the first of equals; K - 1 where scores are NaN.
+
+    Two reductions: XLA's CPU backend takes nine times as long for argmax over 150 classes.
+    """
+    top = scores.max(axis=-1)
+    classes = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    at_top = jnp.where(scores == top[..., None], classes, scores.shape[-1] - 1)
+    return top, at_top.min(axis=-1)
+
+
 def above_threshold(score: Float[Array, " S"], threshold: float) -> Bool[Array, " S"]:
     """Strictly above: DToP's released code, where the paper (section 3.2) writes "at least"."""
     return score > threshold

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxseg.selection import above_threshold, best_of_group, top_share
+from jaxseg.selection import above_threshold, best_class, best_of_group, top_share
 
 GROUPS = 4
 FEW = settings(max_examples=60, deadline=None)
@@ -60,3 +60,11 @@ def test_a_candidate_of_score_minus_infinity_or_nan_ends_the_search():
     group, candidate = jnp.zeros(3, int), jnp.ones(3, bool)
     chosen = best_of_group(score, group, candidate, 1, 3)
     assert not bool(chosen[0]) and chosen.shape == (3,)
+
+
+def test_best_class_is_the_first_of_equals():
+    scores = np.random.default_rng(0).integers(0, 4, (3, 7, 5)).astype(np.float32)
+    top, label = best_class(jnp.asarray(scores))
+    np.testing.assert_array_equal(top, scores.max(-1))
+    np.testing.assert_array_equal(label, scores.argmax(-1))
+    assert best_class(jnp.full((1, 3), jnp.nan))[1].tolist() == [2]

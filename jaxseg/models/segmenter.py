@@ -16,6 +16,7 @@ from jaxseg.models.heads import AtmHead, CascadeHead, ConvHead, ConvSpec, Head, 
 from jaxseg.models.layers import subkeys
 from jaxseg.models.vit import ViT, ViTSpec
 from jaxseg.programs import Chain, OneProgram, Program
+from jaxseg.selection import best_class
 from jaxseg.tokens import Carry, Rows, readout
 
 Arrays = dict[str, jax.Array]  # dotted name -> array
@@ -176,9 +177,10 @@ class Segmenter(nnx.Module):
         slots = scores.shape[:-1]
         image = carry.layout.of_image(jnp.arange(len(carry.alive)), scores)
         graded = carry.layout.patches(scores)
+        confidence, label = best_class(scores)
         grades = Grades(
-            confidence=scores.max(axis=-1).reshape(-1),
-            label=scores.argmax(axis=-1).reshape(-1),
+            confidence=confidence.reshape(-1),
+            label=label.reshape(-1),
             image=jnp.broadcast_to(image, slots).reshape(-1),
             graded=graded.reshape(-1),
             images=len(carry.alive),
