@@ -46,10 +46,10 @@ def evaluate(config, workdir: str) -> dict:
     # Where tokens leave early the same weights are run without exits too, image by image in turn.
     specs = {"model": spec} | ({"dense": without_exits(spec)} if spec.exits else {})
     how = build.eval_spec(config)
-    predictors = {}
-    for name, each in specs.items():
-        program = network(each).program(bfloat16=config.model.bfloat16)
-        predictors[name] = (Predictor(program, how), program.prepare(stored.arrays))
+    bfloat16 = config.model.bfloat16
+    programs = {name: network(each).program(bfloat16=bfloat16) for name, each in specs.items()}
+    arrays = programs["model"].prepare(stored.arrays)
+    predictors = {name: (Predictor(program, how), arrays) for name, program in programs.items()}
     begin = time.perf_counter()
     found = run(predictors, source, pictures=config.eval.pictures)
     wall = time.perf_counter() - begin
@@ -100,8 +100,9 @@ def evaluate(config, workdir: str) -> dict:
     if spec.exits:
         print(exits.line(summary))
         view = exits.StageView(network(spec), how)
-        arrays = predictors["model"][1]
-        exits.write_pictures(folder / "exits", view, arrays, result.samples, result, classes)
+        # Windows share one program, whole images of many sizes do not.
+        samples = result.samples if how.mode == "whole" else result.samples[:3]
+        exits.write_pictures(folder / "exits", view, arrays, samples, result, classes)
     print(f"wrote {folder}/results.json, confusion.png, report.html")
     return results
 

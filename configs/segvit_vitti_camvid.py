@@ -38,4 +38,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.checkpoint_every = 100
     config.eval.mode = "whole"
     config.eval.resize = (480, 352)
+    config.eval.batch_size = 1
     return finish(config, arg)

@@ -20,6 +20,7 @@ from jaxseg.execute import Masked
 from jaxseg.inference import EvalResult, EvalSpec, Sample
 from jaxseg.models.macs import pruned_macs
 from jaxseg.models.segmenter import Arrays, Network, SegmenterSpec
+from jaxseg.progress import Progress
 
 
 def mean_gmacs(spec: SegmenterSpec, result: EvalResult) -> float:
@@ -173,16 +174,16 @@ def write_pictures(
     layers, patch = layers_of(spec), spec.vit.patch
     folder.mkdir(exist_ok=True)
     graded: list[list[np.ndarray]] = [[] for _ in layers]
-    for sample in samples:
-        stages = view(arrays, sample.image)
-        fitted = _fitted(sample.image, view.how)
-        at_size = [_nearest(label, fitted.shape[:2]) for label in (sample.label, *stages.labels)]
-        sheet = exit_pictures.panels(
-            fitted, at_size[0], at_size[1:], stages.left, layers, classes, patch
-        )
-        viz.save_png(folder / f"{sample.name.replace('/', '_')}.png", sheet)
-        for all_of_exit, confidences in zip(graded, stages.confidences, strict=True):
-            all_of_exit.append(confidences.reshape(-1))
+    with Progress(len(samples), "pictures") as progress:
+        for done, sample in enumerate(samples, start=1):
+            stages = view(arrays, sample.image)
+            seen = _fitted(sample.image, view.how)
+            label, *found = (_nearest(m, seen.shape[:2]) for m in (sample.label, *stages.labels))
+            sheet = exit_pictures.panels(seen, label, found, stages.left, layers, classes, patch)
+            viz.save_png(folder / f"{sample.name.replace('/', '_')}.png", sheet)
+            for all_of_exit, confidences in zip(graded, stages.confidences, strict=True):
+                all_of_exit.append(confidences.reshape(-1))
+            progress.update(done)
     thresholds = [spec.heads[i].decide.threshold for i in spec.exits]
     joined = [np.concatenate(each) if each else np.zeros(0) for each in graded]
     viz.save_png(
