@@ -105,6 +105,11 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
                 "early: use atm or conv, or config.method.name=dense"
             )
         return SegmenterSpec(vit, (HeadSpec(tuple(model.taps), _atm(model, classes)),))
+    if decisions and model.head_up_scale > 1:
+        raise UserError(
+            f"config.model.head_up_scale={model.head_up_scale}: tokens leave early only where a "
+            f"head judges each by itself; use 1, or config.method.name=dense"
+        )
     heads = tuple(
         HeadSpec(
             (tap,), _head_sizes(model, classes, last=tap == model.taps[-1]), decisions.get(tap)

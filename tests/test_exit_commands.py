@@ -148,6 +148,7 @@ def test_exits_are_what_the_fields_say():
         ({"method.name": "dtopp"}, "method.name='dtopp'"),
         ({"method.context": "topk"}, "method.context='topk'"),
         ({"method.exit6.threshold": 1.5}, "threshold=1.5"),
+        ({"model.head": "conv", "model.head_up_scale": 2}, "head_up_scale=2"),
         ({"model.aux_head": "fcn"}, "model.aux_head='fcn'"),
     ],
 )
