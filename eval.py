@@ -1,7 +1,8 @@
 """Evaluate a trained model: ``python eval.py --config=configs/NAME.py --workdir=DIR``.
 
-Reads DIR/model.safetensors, writes DIR/results.json, DIR/confusion.png and DIR/report.html. Without
---config the configuration stored beside the weights is used.
+Reads DIR/model.safetensors, writes results.json, confusion.png and report.html to DIR or to --out;
+where tokens leave early also exits/, pictures of where and when. Without --config the configuration
+stored beside the weights is used.
 """
 
 import json
@@ -17,7 +18,7 @@ from jaxseg.errors import UserError
 FLAGS = flags.FLAGS
 
 
-def evaluate(config, workdir: str) -> dict:
+def evaluate(config, workdir: str, out: str = "") -> dict:
     """Scores, MACs and speed of the model in ``workdir``; what ``results.json`` holds."""
     import jax
 
@@ -71,7 +72,7 @@ def evaluate(config, workdir: str) -> dict:
         "split": config.eval.split,
         "gmacs_backbone_and_final_head": macs.gmacs_backbone_and_final_head,
         "gmacs_all_heads": macs.gmacs_all_heads,
-        "gmacs_input": list(crop),
+        "gmacs_input": "mean over inputs" if spec.exits else list(crop),
         "gmacs_per_image": per_image,
         "images_per_second": result.images_per_second,
         "compile_seconds": result.compile_seconds,
@@ -86,7 +87,8 @@ def evaluate(config, workdir: str) -> dict:
         "iou": iou,
         "confusion": result.matrix.tolist(),
     }
-    folder = pathlib.Path(workdir)
+    folder = pathlib.Path(out or workdir)
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     viz.confusion_picture(result.matrix, classes, folder / "confusion.png")
     title = f"{folder.name}: {config.eval.split}"
@@ -116,10 +118,11 @@ def main(_) -> None:
     from jaxseg import startup
 
     startup.prepare()
-    evaluate(FLAGS.config, FLAGS.workdir)
+    evaluate(FLAGS.config, FLAGS.workdir, FLAGS.out)
 
 
 if __name__ == "__main__":
     cli.define_config(required=False)
     flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
+    flags.DEFINE_string("out", "", "Folder to write to; default: the workdir.")
     cli.run(main)

@@ -76,11 +76,11 @@ def defaults() -> ConfigDict:
     # confident than this leave; 1 = no exit there.
     for layer in range(1, 24):
         method[f"exit{layer}"] = ConfigDict({"threshold": 1.0})
-    method.context = "top_k"  # dtop: what stays of those: top_k | remove | average | average_top_k
+    # dtop: what stays of those that could leave: top_k | remove | average | average_top_k
+    method.context = "top_k"
     method.k = 5  # dtop: tokens per class that stay as context
-    method.share = (
-        0.0  # dtop: this share leaves, most confident first, whatever the threshold; 0 = off
-    )
+    # dtop: at the exits that are on, this share leaves instead, most confident first; 0 = off
+    method.share = 0.0
     # dtop: the label of a token that leaves. False: its mask logits are frozen and multiplied with
     # the class probabilities of the last head (the released code; DToP footnote 2; STEP runs it).
     # True: it is final when the token leaves (DToP section 3.2; with SETR's heads it always is).

@@ -1,10 +1,10 @@
 """How the tokens lie in memory while a network runs, and nothing else.
 
 `Masked` keeps every slot and hides the dead from attention: for training, and as the reference
-that every test compares with. `Packed` squeezes the living into the front of one buffer and works
+that every test compares with. `Packing` squeezes the living into the front of one buffer and works
 on the smallest static *capacity* that holds them: for inference. A network is a chain of stages
-(blocks, a head, a decision); the host picks the capacity of each stage from one integer that the
-stage before has returned, or a `lax.switch` picks it inside one program.
+(blocks, a head, a decision); the host picks the capacity of each stage from the token counts that
+the stage before has returned, or a `lax.switch` picks it inside one program.
 
 The model is whatever offers ``stages`` (how many), ``begin(images) -> Carry``,
 ``decide(carry, stage) -> (Carry, Plan)`` and ``finish(carry) -> scores``

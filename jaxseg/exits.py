@@ -18,9 +18,11 @@ from jaxseg.data.classes import Classes
 from jaxseg.data.transforms import test_image
 from jaxseg.execute import Masked
 from jaxseg.inference import EvalResult, EvalSpec, Sample
-from jaxseg.models.macs import pruned_macs
+from jaxseg.models.heads import Logits
+from jaxseg.models.macs import gmacs_of, pruned_macs
 from jaxseg.models.segmenter import Arrays, Network, SegmenterSpec
 from jaxseg.progress import Progress
+from jaxseg.tokens import Rows
 
 
 def mean_gmacs(spec: SegmenterSpec, result: EvalResult) -> float:
@@ -28,19 +30,8 @@ def mean_gmacs(spec: SegmenterSpec, result: EvalResult) -> float:
 
     Counted input by input, because attention is quadratic in their tokens.
     """
-    return _total(spec, result) / 1e9 / len(result.names)
-
-
-def _total(spec: SegmenterSpec, result: EvalResult) -> float:
-    return sum(
-        _of_input(spec, size, tokens)
-        for sizes, alive in zip(result.inputs, result.alive, strict=True)
-        for size, tokens in zip(sizes, alive, strict=True)
-    )
-
-
-def _of_input(spec: SegmenterSpec, size, alive) -> float:
-    return pruned_macs(spec, size, [float(n) for n in alive]).gmacs_all_heads * 1e9
+    each = zip(result.inputs, result.alive, strict=True)
+    return sum(gmacs_of(spec, inputs, alive) for inputs, alive in each) / len(result.names)
 
 
 def mean_macs(spec: SegmenterSpec, result: EvalResult) -> flops.ModelMacs:
@@ -115,7 +106,10 @@ class Stages(NamedTuple):
 
 @dataclass(frozen=True)
 class StageView:
-    """Runs whole images, one at a time, and keeps what every stage says, fitted as ``how`` says."""
+    """Runs whole images, one at a time, and keeps what every stage says, fitted as ``how`` says.
+
+    Also where the evaluation itself goes by windows: then its last labels are not those of these.
+    """
 
     network: Network
     how: EvalSpec
@@ -140,11 +134,16 @@ class StageView:
 
         def run(arrays, images):
             model = self.network.bind(*self.network.split(arrays))
-            logits = model(images)
+            logits = [model(images)[i] for i in spec.exits]
             size = tuple(-(-s // spec.vit.patch) * spec.vit.patch for s in images.shape[1:3])
-            grids = [model.heads[i].grid_scores(logits[i], size) for i in spec.looking]
-            certain = [model.heads[i].confidence(logits[i]) for i in spec.exits]
-            return grids, certain, self.network.program(Masked())(arrays, images).left
+            heads = [model.heads[i] for i in spec.exits]
+            grids = [h.grid_scores(each, size) for h, each in zip(heads, logits, strict=True)]
+            certain = [
+                h.token_scores(_rows(each), Rows(None, 0)).max(axis=-1).reshape(grid.shape[:3])
+                for h, each, grid in zip(heads, logits, grids, strict=True)
+            ]
+            answer = self.network.program(Masked())(arrays, images)
+            return [*grids, answer.scores], certain, answer.left
 
         return jax.jit(run)
 
@@ -158,6 +157,12 @@ class StageView:
 
 
 _label_map = jax.jit(labels.label_map)
+
+
+def _rows(logits: Logits) -> Logits:
+    """From the grid to a row per patch."""
+    batch, *_, classes = logits.mask.shape
+    return logits._replace(mask=logits.mask.reshape(batch, -1, classes))
 
 
 def write_pictures(

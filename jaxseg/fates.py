@@ -65,6 +65,8 @@ def exit_(carry: Carry, plan: Plan, number: int) -> Carry:
 
 
 def _averaged(x: Float[Array, "S D"], target: Int[Array, " S"]) -> Float[Array, "S D"]:
-    total = jnp.zeros_like(x).at[target].add(x)
-    count = jnp.zeros(len(x), x.dtype).at[target].add(1)
-    return jnp.where((count > 1)[:, None], total / jnp.maximum(count, 1)[:, None], x)
+    # In float32: a count in bfloat16 stops at 256.
+    total = jnp.zeros(x.shape, jnp.float32).at[target].add(x.astype(jnp.float32))
+    count = jnp.zeros(len(x), jnp.float32).at[target].add(1.0)
+    mean = (total / jnp.maximum(count, 1.0)[:, None]).astype(x.dtype)
+    return jnp.where((count > 1)[:, None], mean, x)

@@ -8,6 +8,7 @@ There a single view's labels are interpolated only where neighbouring tokens dis
 (`jaxseg.labels`), from the token grid straight to the size of the image.
 """
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,7 @@ class Predictor:
         self, params: dict, images: Sequence[UInt8[np.ndarray, "H W 3"]]
     ) -> list[Prediction]:
         """Predictions for images of one size, at most ``spec.batch_size`` of them."""
-        if self._batches:
+        if self.one_view:
             return self._predict_batch(params, images)
         return [self._predict_views(params, image) for image in images]
 
@@ -121,15 +122,43 @@ class Predictor:
             if self.spec.mode == "whole"
             else [windows.canvas_size(r, self.spec.crop) for r in resized]
         )
-        return windows.bucket(size), self._keeps(size), tuple(canvases)
+        around = size if self.one_view else windows.bucket(size)
+        return around, self._keeps(size), tuple(canvases)
+
+    def timed(
+        self, params: dict, images: Sequence[UInt8[np.ndarray, "H W 3"]]
+    ) -> tuple[list[Prediction], float, float]:
+        """(predictions, their seconds, seconds of compiling).
+
+        Where something had to be compiled the call is made again, and the first one's time is that
+        of compiling. A packed network compiles whenever it meets a new capacity.
+        """
+        around = self.compiled_for(images[0].shape[:2])
+        before = self.program.compiled, around in self._met
+        self._met.add(around)
+        found, first = self._clocked(params, images)
+        if (self.program.compiled, True) == before:
+            return found, first, 0.0
+        found, second = self._clocked(params, images)
+        return found, second, first
+
+    def _clocked(self, params, images) -> tuple[list[Prediction], float]:
+        begin = time.perf_counter()
+        found = self.predict(params, images)
+        return found, time.perf_counter() - begin
+
+    @functools.cached_property
+    def _met(self) -> set[tuple]:
+        return set()
 
     @property
     def together(self) -> int:
         """Images of one size that are best predicted in one call."""
-        return self.spec.batch_size if self._batches else 1
+        return self.spec.batch_size if self.one_view else 1
 
     @property
-    def _batches(self) -> bool:
+    def one_view(self) -> bool:
+        """Whether an image is one input of the network: whole, at one scale, not mirrored."""
         spec = self.spec
         return spec.mode == "whole" and len(spec.scales) == 1 and not spec.flip
 
@@ -301,18 +330,15 @@ class _Tally:
 
     def __init__(self, predictor: Predictor, params: dict):
         self.predictor, self.params = predictor, params
-        self.matrix, self.around, self.compile_seconds = 0, set(), 0.0
+        self.matrix, self.compile_seconds = 0, 0.0
         self.names, self.sizes, self.inputs, self.alive = [], [], [], []
         self.accuracies, self.seconds, self.samples = [], [], []
 
     def add(self, batch: list[dict], classes: int, wanted: set[int], done: int) -> None:
         images = [sample["image"] for sample in batch]
-        known = self._compiled(images)
-        found, elapsed = self._timed(images)
-        if self._compiled(images) != known:
-            self.compile_seconds += elapsed
-            found, elapsed = self._timed(images)
-        self.seconds.append(elapsed)
+        found, seconds, compiling = self.predictor.timed(self.params, images)
+        self.seconds.append(seconds)
+        self.compile_seconds += compiling
         for i, (sample, prediction) in enumerate(zip(batch, found, strict=True)):
             of_image = metrics.confusion(prediction.labels, sample["label"], classes)
             self.matrix = self.matrix + of_image
@@ -324,18 +350,6 @@ class _Tally:
             if done + i in wanted:
                 pixels = (sample["image"], sample["label"], prediction.labels)
                 self.samples.append(Sample(sample["name"], *pixels))
-
-    def _timed(self, images: list[np.ndarray]) -> tuple[list[Prediction], float]:
-        begin = time.perf_counter()
-        found = self.predictor.predict(self.params, images)
-        return found, time.perf_counter() - begin
-
-    def _compiled(self, images: list[np.ndarray]) -> tuple[int, bool]:
-        """Changes when the network, or what surrounds it, had to be compiled for the images."""
-        around = self.predictor.compiled_for(images[0].shape[:2])
-        known = around in self.around
-        self.around.add(around)
-        return self.predictor.program.compiled, known
 
     def result(self, classes: Classes) -> EvalResult:
         return EvalResult(

@@ -1,7 +1,6 @@
 """A trained model as one object: ``model = jaxseg.load("runs/mine"); model.predict(image)``."""
 
 import os
-import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from jaxtyping import Int, UInt8
 from jaxseg import build, model_dir
 from jaxseg.data.classes import Classes
 from jaxseg.inference import Predictor
-from jaxseg.models.macs import pruned_macs
+from jaxseg.models.macs import gmacs_of
 from jaxseg.models.segmenter import SegmenterSpec, network, shapes
 from jaxseg.weights import check_same
 
@@ -19,12 +18,14 @@ from jaxseg.weights import check_same
 class Outcome(NamedTuple):
     """What a model says about one image.
 
-    labels: class per pixel. left: per input of the network (one, or a window each), the exit at
-    which each token left, -1 if at none. alive: tokens that each stage of each input worked on.
-    gmacs: multiply-accumulates from those, in 1e9. seconds: from pixels to labels.
+    labels: class per pixel. inputs: size of every input of the network (one, or a window each).
+    left: per input, the exit at which each token left, -1 if at none. alive: tokens that each stage
+    of each input worked on. gmacs: multiply-accumulates from those, in 1e9. seconds: from pixels to
+    labels, without compiling.
     """
 
     labels: UInt8[np.ndarray, "H W"]
+    inputs: tuple[tuple[int, int], ...]
     left: tuple[Int[np.ndarray, "r c"], ...]
     alive: Int[np.ndarray, "inputs stages"]
     gmacs: float
@@ -41,18 +42,16 @@ class Model:
     spec: SegmenterSpec
 
     def predict(self, image: UInt8[np.ndarray, "H W 3"]) -> Outcome:
-        """Segments one RGB image of any size. The first of each size compiles. Raises ValueError:
-        not uint8 [H, W, 3]."""
+        """Segments one RGB image of any size, twice where something had to be compiled.
+
+        Raises ValueError: not uint8 [H, W, 3].
+        """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(f"give uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
-        begin = time.perf_counter()
-        (found,) = self.predictor.predict(self.arrays, [image])
-        seconds = time.perf_counter() - begin
-        gmacs = sum(
-            pruned_macs(self.spec, size, [float(n) for n in alive]).gmacs_all_heads
-            for size, alive in zip(found.inputs, found.alive, strict=True)
-        )
-        return Outcome(found.labels, found.left, found.alive, gmacs, seconds)
+        found, seconds, _ = self.predictor.timed(self.arrays, [image])
+        gmacs = gmacs_of(self.spec, found[0].inputs, found[0].alive)
+        labels, inputs, alive, left = found[0]
+        return Outcome(labels, inputs, left, alive, gmacs, seconds)
 
 
 def load(directory: str | os.PathLike, config=None) -> Model:

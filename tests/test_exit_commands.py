@@ -11,6 +11,7 @@ from conftest import quick_compiles
 import train
 from jaxseg import build, model_dir
 from jaxseg.errors import UserError
+from jaxseg.inference import EvalSpec
 from jaxseg.methods.dtop import Exit
 from jaxseg.models.initial import draw
 from jaxseg.models.segmenter import shapes
@@ -43,14 +44,15 @@ def trained(tmp_path_factory):
 
 
 def test_evaluation_reports_dense_and_pruned(trained, capsys):
-    results = evaluation.evaluate(config_of(**LOW), str(trained))
+    out = trained / "with_exits"
+    results = evaluation.evaluate(config_of(**LOW), str(trained), str(out))
     assert results["exit_layers"] == [1, 2] and len(results["kept_after_exit"]) == 2
     assert results["kept_after_exit"][1] < 1
     assert results["dense_images_per_second"] > 0 and 0 <= results["dense_miou"] <= 1
     for name in ("flops_ratio", "speedup", "efficiency"):
         assert results[name] > 0
-    assert json.loads((trained / "results.json").read_text())["exit_layers"] == [1, 2]
-    assert {"difficulty.png", "kept.png"} < {p.name for p in (trained / "exits").iterdir()}
+    assert json.loads((out / "results.json").read_text())["exit_layers"] == [1, 2]
+    assert {"difficulty.png", "kept.png"} < {p.name for p in (out / "exits").iterdir()}
     assert "efficiency" in capsys.readouterr().out
 
 
@@ -71,32 +73,43 @@ def test_sweep_writes_a_row_per_combination(trained):
 
 
 def test_sweep_names_the_layers_there_are():
+    with pytest.raises(UserError, match="no auxiliary head"):
+        sweep.positions_of([], ())
     assert sweep.positions_of([], (5, 7)) == [(6,), (8,), (6, 8)]
     assert sweep.positions_of(["8+6", "8"], (5, 7)) == [(6, 8), (8,)]
     with pytest.raises(UserError, match=r"--exits=7: the heads of this model read layers \(6, 8\)"):
         sweep.positions_of(["7"], (5, 7))
 
 
-def test_bench_forces_the_keep_rates(monkeypatch):
-    monkeypatch.setattr(bench, "FLAGS", type("Flags", (), {"bfloat16": False}))
+def test_bench_forces_the_keep_rates():
     spec = build.segmenter_spec(config_of(**{"method.k": 1}), 2)
     params, stats = draw(*shapes(spec), 0)
-    means = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
-    found = bench.bench(spec, params | stats, (0.6, 0.3), (160, 160), 4, 2, 0.0, means, seed=0)
+    how = EvalSpec(mode="whole", crop=(160, 160), stride=(160, 160), batch_size=4)
+    found = bench.bench(
+        spec, params | stats, (0.6, 0.3), how, rounds=2, seconds=0.0, seed=0, bfloat16=False
+    )
     # 100 tokens an image; one per class stays on top.
     np.testing.assert_allclose(found["kept"], (0.6, 0.3), atol=0.06)
     assert found["flops_ratio"] > 1 and found["programs"]["pruned"] >= 3
-    for name in ("speedup_wall", "speedup_cpu", "efficiency_wall", "efficiency_cpu"):
-        assert found[name] > 0
     text = bench.table(found)
     assert "images/s" in text and f"{found['flops_ratio']:.3f}" in text
 
 
-def test_rates_are_spread_around_their_means():
-    rates = bench.draw_rates((0.55, 0.40), 8, np.random.default_rng(0))
-    assert rates.shape == (2, 8) and (rates[1] <= rates[0]).all() and (rates > 0).all()
-    np.testing.assert_allclose(rates.mean(axis=1), (0.55, 0.40), atol=0.03)
-    assert rates[0].max() - rates[0].min() > 0.4
+def test_gains_compare_every_round_with_itself():
+    dense, pruned = np.array([2.0, 2.0, 4.0]), np.array([1.0, 0.5, 4.0])
+    found = bench.gains("cpu", dense, pruned, np.array([2.0, 5.0, 1.0]))
+    assert found["speedup_cpu"] == 2.0 and found["efficiency_cpu"] == 1.0
+    assert found["seconds_cpu"] == {"dense": 2.0, "pruned": 1.0}
+
+
+@pytest.mark.parametrize(("rounds", "batch"), [(9, 1), (3, 8)])
+def test_rates_are_spread_around_their_means(rounds, batch):
+    for keep in ((0.55, 0.40), (0.9, 0.3)):
+        rates = bench.draw_rates(keep, rounds, batch, np.random.default_rng(0))
+        assert rates.shape == (rounds, 2, batch)
+        assert (rates[:, 1] <= rates[:, 0]).all() and (rates > 0).all() and (rates <= 1).all()
+        np.testing.assert_allclose(rates.mean(axis=(0, 2)), keep, atol=0.05)
+        assert rates[:, 1].max() - rates[:, 1].min() > 0.2
 
 
 def test_heads_only_leaves_the_backbone_as_it_was(tmp_path):

@@ -72,6 +72,30 @@ def test_pruned_macs_of_all_tokens_are_dense_with_the_heads_that_look():
     assert len(pruned_macs(half, (20, 28), [35.0, 20.0]).heads) == 2
 
 
+@pytest.mark.parametrize("name", ["final", "mixed"])
+def test_the_last_stage_is_the_prediction(name):
+    net, image = network(CASES[name]), Pictures()[2]["image"]
+    with quick_compiles():
+        (found,) = Predictor(net.program(), HOW).predict(numbers(CASES[name]), [image])
+        stages = exits.StageView(net, HOW)(numbers(CASES[name]), image)
+    np.testing.assert_array_equal(stages.labels[-1], found.labels)
+    np.testing.assert_array_equal(stages.left, found.left[0])
+
+
+def test_speedup_and_efficiency_by_hand(found):
+    """Dense: 2 images a second; pruned: 3. MACs are those of the tokens."""
+    timed = {
+        name: dataclasses.replace(result, seconds=(seconds,) * 3)
+        for (name, result), seconds in zip(found.items(), (1 / 3, 1 / 2), strict=True)
+    }
+    summary = exits.summary(SPEC, timed["model"], without_exits(SPEC), timed["dense"])
+    assert summary["speedup"] == pytest.approx(1.5)
+    assert summary["dense_images_per_second"] == pytest.approx(2.0)
+    pruned = exits.mean_gmacs(SPEC, timed["model"])
+    assert summary["flops_ratio"] == pytest.approx(summary["dense_gmacs_per_image"] / pruned)
+    assert summary["efficiency"] == pytest.approx(1.5 / summary["flops_ratio"])
+
+
 def test_stages_of_an_image(found):
     view, source = exits.StageView(network(SPEC), HOW), Pictures()
     stages = view(numbers(SPEC), source[1]["image"])
@@ -88,7 +112,7 @@ def test_stages_of_an_image(found):
 
 def test_pictures_are_written(found, tmp_path):
     view = exits.StageView(network(SPEC), HOW)
-    odd = Sample("val/odd", *(np.zeros(s, np.uint8) for s in ((20, 28, 3), (20, 28), (20, 28))))
+    odd = Sample("val/odd", *(np.zeros(s, np.uint8) for s in ((23, 30, 3), (23, 30), (23, 30))))
     samples = [*found["model"].samples[:1], odd]
     folder = tmp_path / "exits"
     exits.write_pictures(folder, view, numbers(SPEC), samples, found["model"], CLASSES)

@@ -296,7 +296,7 @@ def test_predictors_take_turns_on_the_same_images():
     spec = EvalSpec(mode="whole")
     both = {name: (Predictor(Named(name), spec), PARAMS) for name in "ab"}
     results = evaluate(both, Pictures(4))
-    # The first turn compiles, and so does the last, whose image has another size.
+    # The first turn compiles, and so does the last, whose image has another size: twice each.
     assert "".join(calls) == "bbaa" + "ab" + "ba" + "aabb"
     np.testing.assert_array_equal(results["a"].matrix, results["b"].matrix)
 

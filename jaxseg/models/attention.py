@@ -7,9 +7,9 @@ zeros.
 On a CPU the stock form (scores of all heads and images at once) is bound by memory traffic.
 `_tiled` walks over (image, head) pairs instead, so that one [T, T] score matrix lives in the cache,
 and recomputes it in the backward pass; packed tokens take the same walk in windows near the length
-of each image (`jaxseg.runs`). Elsewhere the stock attention is used; packed tokens are padded to
-rows for it, with their lengths, which its GPU kernels skip over. `docs/performance.md` has the
-measured ratios.
+of each image (`jaxseg.runs`). Elsewhere the stock attention is used, packed tokens padded to rows
+for it, with their lengths: right, but no accelerator has been measured. `docs/performance.md` has
+the ratios that were.
 """
 
 from collections.abc import Callable

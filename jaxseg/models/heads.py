@@ -62,10 +62,6 @@ class AtmHead(nnx.Module):
         mask = logits.mask.astype(jnp.float32)
         return layout.of_image(present, mask) * jax.nn.sigmoid(mask)
 
-    def confidence(self, logits: Logits) -> Float[Array, "B r c"]:
-        """The best score of each token on the grid."""
-        return self.grid_scores(logits, logits.mask.shape[1:3]).max(axis=-1)
-
     def as_mask(self, scores: Float[Array, "*slots K"]) -> Float[Array, "*slots K"]:
         """Mask logits of scores that another kind of head has given."""
         scores = jnp.clip(scores, _LEAST, 1 - _LEAST)
@@ -180,10 +176,6 @@ class ConvHead(nnx.Module):
                 up = self.spec.up_scale
                 x = resize_bilinear(x, (x.shape[1] * up, x.shape[2] * up))
         return Logits(self.classify(x), None)
-
-    def confidence(self, logits: Logits) -> Float[Array, "B r c"]:
-        """The best score of each token on the grid."""
-        return jax.nn.softmax(logits.mask.astype(jnp.float32)).max(axis=-1)
 
     def token_scores(self, logits: Logits, layout: Layout) -> Float[Array, "*slots K"]:
         """Softmax over the classes, per slot."""

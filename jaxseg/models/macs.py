@@ -21,14 +21,23 @@ def pruned_macs(
     ``alive``: slots, class tokens included, in each of the stages that those heads end. Without
     exits that is one stage and the last head alone.
     """
-    heads = tuple(spec.heads[i] for i in spec.looking)
-    looking = SegmenterSpec(spec.vit, heads)
-    return _macs(looking, size, alive)
+    heads = tuple(spec.heads[i] for i in spec.active)
+    return _macs(SegmenterSpec(spec.vit, heads), size, alive)
+
+
+def gmacs_of(
+    spec: SegmenterSpec, inputs: Sequence[tuple[int, int]], alive: Sequence[Sequence[float]]
+) -> float:
+    """`pruned_macs` of all ``inputs`` (sizes) of one image, in 1e9."""
+    return sum(
+        pruned_macs(spec, size, [float(n) for n in tokens]).gmacs_all_heads
+        for size, tokens in zip(inputs, alive, strict=True)
+    )
 
 
 def _macs(spec: SegmenterSpec, size: tuple[int, int], alive: Sequence[float]) -> flops.ModelMacs:
     vit = spec.vit
-    ends = [head.taps[-1] + 1 for head in spec.heads[:-1]] + [vit.depth]
+    ends = [head.taps[-1] + 1 for head in spec.heads]
     layers = [end - begin for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
     backbone = flops.backbone(
         _patches(spec, size),
@@ -36,7 +45,7 @@ def _macs(spec: SegmenterSpec, size: tuple[int, int], alive: Sequence[float]) ->
         list(zip(layers, alive, strict=True)),
         patch_values=3 * vit.patch**2,
         mlp_ratio=vit.mlp_ratio,
-        final_norm=vit.final_norm,
+        final_norm=vit.final_norm and ends[-1] == vit.depth,
     )
     heads = tuple(
         _head(head, vit.width, slots - vit.class_token, size)

@@ -41,7 +41,7 @@ class SegmenterSpec:
 
     ``final_at_exit``: at inference a patch that leaves keeps its scores. Otherwise it keeps its
     mask logits, and ATM multiplies those with the class probabilities of the last head, as DToP's
-    released code does.
+    released code does. Without meaning where the last head is convolutional.
     """
 
     vit: ViTSpec
@@ -63,7 +63,7 @@ class SegmenterSpec:
         return tuple(i for i, head in enumerate(self.heads) if head.decide is not None)
 
     @property
-    def looking(self) -> tuple[int, ...]:
+    def active(self) -> tuple[int, ...]:
         """The heads that inference runs, one per stage: those that decide, and the last."""
         return (*self.exits, len(self.heads) - 1)
 
@@ -86,7 +86,7 @@ class Segmenter(nnx.Module):
 
     @property
     def stages(self) -> int:
-        return len(self.spec.looking)
+        return len(self.spec.active)
 
     def begin(self, images: Float[Array, "B H W 3"]) -> Carry:
         """All patches alive, in rows; computed in the dtype of the parameters."""
@@ -96,11 +96,11 @@ class Segmenter(nnx.Module):
 
     def decide(self, carry: Carry, stage: int) -> tuple[Carry, Plan]:
         """Blocks up to the head of ``stage``, and its decision."""
-        looking = self.spec.looking
-        i, following = looking[stage : stage + 2]
-        carry, logits = self._look(carry, looking[:stage], i, self._no_keys())
+        active = self.spec.active
+        i, following = active[stage : stage + 2]
+        carry, logits = self._look(carry, active[:stage], i, self._no_keys())
         scores = self.heads[i].token_scores(logits, carry.layout)
-        if self.spec.final_at_exit:
+        if self._keeps_scores:
             canvas = readout(carry, scores)
         else:
             canvas = self._handed_on(i, following, _on_grid(carry, logits))
@@ -111,9 +111,9 @@ class Segmenter(nnx.Module):
 
         Of a head that is not linear behind its grid (SegViT's cascade): those of the padded image.
         """
-        *before, i = self.spec.looking
+        *before, i = self.spec.active
         carry, logits = self._look(carry, before, i, self._no_keys())
-        if self.spec.final_at_exit and before:
+        if self._keeps_scores and before:
             scores = readout(carry, self.heads[i].token_scores(logits, carry.layout))
             return scores.reshape(len(scores), *carry.grid, -1)
         size = tuple(side * self.spec.vit.patch for side in carry.grid)
@@ -125,16 +125,16 @@ class Segmenter(nnx.Module):
         """The logits of every head on the grid, tokens leaving on the way (masked)."""
         vit_key, *head_keys = subkeys(key, 1 + len(self.heads))
         keys = (subkeys(vit_key, len(self.vit.blocks)), head_keys)
-        carry, out, last = self.begin(images), [], len(self.heads) - 1
+        carry, out, canvases = self.begin(images), [], {}
         for i, spec in enumerate(self.spec.heads):
+            carry = replace(carry, canvas=canvases.get(i))
             carry, logits = self._look(carry, range(i), i, keys)
             out.append(_on_grid(carry, logits))
-            if i == last or not self.spec.exits:
-                continue
-            carry = replace(carry, canvas=self._handed_on(i, i + 1, out[-1]))
             if spec.decide is not None:
-                scores = self.heads[i].token_scores(logits, carry.layout)
                 number = self.spec.exits.index(i)
+                later = range(i + 1, len(self.heads))  # any of them reads what stays behind
+                canvases = {j: self._handed_on(i, j, out[-1]) for j in later}
+                scores = self.heads[i].token_scores(logits, carry.layout)
                 carry = leave(Masked(), carry, self._plan(i, carry, scores), number)
         return out
 
@@ -156,6 +156,12 @@ class Segmenter(nnx.Module):
             for name, head, logits in zip(names, self.heads, self(images, key=key), strict=True)
             for term, value in head.losses(logits, labels).items()
         }
+
+    @property
+    def _keeps_scores(self) -> bool:
+        """Whether patches that leave keep scores: logits of a convolutional head are final anyway,
+        and they are what its maps interpolate."""
+        return self.spec.final_at_exit and isinstance(self.heads[-1], AtmHead)
 
     def _no_keys(self) -> tuple[list[None], list[None]]:
         return [None] * len(self.vit.blocks), [None] * len(self.heads)
@@ -256,7 +262,7 @@ class Network:
         prepare = in_bfloat16 if bfloat16 else jax.device_put
         patch = self.spec.vit.patch
         if executor is None and self.spec.exits:
-            return Chain(bind, Packing(), patch, len(self.spec.looking), prepare)
+            return Chain(bind, Packing(), patch, len(self.spec.active), prepare)
         return OneProgram(bind, executor or Masked(), patch, prepare)
 
 

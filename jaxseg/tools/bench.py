@@ -12,11 +12,11 @@ best tokens of each class stay as context on top of it, so that counts come from
 
 Rounds measure both in random order. ``wall`` is what a user waits for; ``cpu``, the time of all
 threads, is the steadier figure on a shared machine. Prints a table, then one JSON object:
-``speedup`` is dense / pruned of the medians over rounds, ``flops_ratio`` the same of the MACs
+``speedup`` is the median over rounds of dense / pruned time, ``flops_ratio`` the same of the MACs
 (dense: last head alone; pruned: with the heads that decide, on the tokens that were inside),
-``efficiency`` = speedup / flops_ratio, 1 where time falls as MACs do. ``spread`` holds the
-quartiles of the ratio within rounds. Memory is XLA's own figure: temporaries and results of the
-largest program.
+``efficiency`` the median of speed-up / FLOPs ratio within a round, 1 where time falls as MACs do.
+``spread`` holds quartiles over rounds. Memory is XLA's own figure: arguments, temporaries and
+results of the largest program.
 """
 
 import json
@@ -36,21 +36,27 @@ from jaxseg.models.initial import draw
 from jaxseg.models.macs import pruned_macs
 from jaxseg.models.segmenter import SegmenterSpec, network, shapes, steered, without_exits
 from jaxseg.programs import Chain, OneProgram
+from jaxseg.weights import check_same
 
 FLAGS = flags.FLAGS
 _RATES = "bench.keep"  # travels beside the parameters, so that a new draw compiles nothing
 
 
-def draw_rates(keep: tuple[float, ...], batch: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 [exits, batch]: shares still inside after each exit.
+def draw_rates(
+    keep: tuple[float, ...], rounds: int, batch: int, rng: np.random.Generator
+) -> np.ndarray:
+    """float32 [rounds, exits, batch]: shares still inside after each exit, ``keep`` on average.
 
-    Stratified uniform between a third of the mean and as far above it; an image that keeps many
-    tokens at one exit does so at the next.
+    Stratified uniform over all images of all rounds, from a third of the mean to as far above it,
+    or to 1 if that is nearer; an image that keeps many tokens at one exit does so at the next.
     """
-    position = (rng.permutation(batch) + rng.random(batch)) / batch
-    rates = np.array(keep)[:, None] * (1 / 3 + position * 4 / 3)
-    rates = np.minimum(rates, 1.0)
-    return np.minimum.accumulate(rates, axis=0).astype(np.float32)
+    count = rounds * batch
+    position = (rng.permutation(count) + rng.random(count)) / count
+    mean = np.array(keep)
+    reach = np.minimum(2 / 3 * mean, 1 - mean)
+    rates = mean + np.outer(2 * position - 1, reach)
+    rates = np.minimum.accumulate(rates, axis=1).astype(np.float32)
+    return rates.reshape(rounds, batch, len(keep)).swapaxes(1, 2)
 
 
 def forced(decide, rates: jax.Array, patches: int, seed: int):
@@ -77,16 +83,27 @@ def measure(call, seconds: float) -> tuple[float, float]:
 
 
 def memory(lowered) -> int:
-    """Bytes of temporaries and results of a program."""
+    """Bytes of arguments (parameters too), temporaries and results of a program."""
     found = lowered.compile().memory_analysis()
-    return found.temp_size_in_bytes + found.output_size_in_bytes
+    own = found.argument_size_in_bytes - found.alias_size_in_bytes
+    return own + found.temp_size_in_bytes + found.output_size_in_bytes
 
 
-def bench(spec: SegmenterSpec, arrays, keep, size, batch, rounds, seconds, mean_std, seed) -> dict:
-    """Runs everything; the result is the JSON object."""
+def bench(
+    spec: SegmenterSpec,
+    arrays: dict,
+    keep: tuple[float, ...],
+    how: EvalSpec,
+    *,
+    rounds: int,
+    seconds: float,
+    seed: int,
+    bfloat16: bool,
+) -> dict:
+    """Measures images of ``how.crop``, ``how.batch_size`` at once; returns the JSON object."""
+    size, batch = how.crop, how.batch_size
     rng = np.random.default_rng(seed)
     patches = math.prod(-(-side // spec.vit.patch) for side in size)
-    how = EvalSpec(mode="whole", crop=size, stride=size, batch_size=batch, **mean_std)
     dense_spec = without_exits(spec)
 
     def decisions(rates):
@@ -94,14 +111,14 @@ def bench(spec: SegmenterSpec, arrays, keep, size, batch, rounds, seconds, mean_
         return [forced(decide, rates[n], patches, n) for n, decide in enumerate(natural)]
 
     programs = {
-        "dense": network(dense_spec).program(bfloat16=FLAGS.bfloat16),
-        "pruned": steered(network(spec).program(bfloat16=FLAGS.bfloat16), spec, decisions, _RATES),
+        "dense": network(dense_spec).program(bfloat16=bfloat16),
+        "pruned": steered(network(spec).program(bfloat16=bfloat16), spec, decisions, _RATES),
     }
     prepared = programs["dense"].prepare(arrays)
     predictors = {name: Predictor(program, how) for name, program in programs.items()}
     images = list(rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8))
-    rates = [draw_rates(keep, batch, rng) for _ in range(rounds)]
-    alive: list[np.ndarray] = []
+    rates = draw_rates(keep, rounds, batch, rng)
+    alive: list[list[np.ndarray]] = []  # per round and image
 
     def run(name: str, i: int):
         given = prepared if name == "dense" else prepared | {_RATES: rates[i]}
@@ -112,40 +129,28 @@ def bench(spec: SegmenterSpec, arrays, keep, size, batch, rounds, seconds, mean_
     compile_dense = time.perf_counter() - begin
     begin = time.perf_counter()
     for i in range(rounds):  # compiles what the rounds need, and counts their tokens
-        alive += [one.alive[0] for one in run("pruned", i)]
+        alive.append([one.alive[0] for one in run("pruned", i)])
     compile_pruned = time.perf_counter() - begin
     times = {name: [] for name in programs}
     for i in range(rounds):
         for name in rng.permutation(list(programs)):
             times[name].append(measure(lambda name=name, i=i: run(name, i), seconds))
-    cost = {
-        "dense": pruned_macs(dense_spec, size, [alive[0][0]]).gmacs_all_heads,
-        "pruned": np.mean([pruned_macs(spec, size, n).gmacs_all_heads for n in alive]),
-    }
-    wall, cpu = (
-        {name: np.array(values)[:, column] for name, values in times.items()} for column in (0, 1)
+    dense_gmacs = pruned_macs(dense_spec, size, [alive[0][0][0]]).gmacs_all_heads
+    gmacs = np.array(
+        [np.mean([pruned_macs(spec, size, n).gmacs_all_heads for n in each]) for each in alive]
     )
-    ratio = float(cost["dense"] / cost["pruned"])
-    speedup = {
-        name: float(np.median(values["dense"]) / np.median(values["pruned"]))
-        for name, values in (("wall", wall), ("cpu", cpu))
-    }
-    kept = np.mean([n[1:] / n[0] for n in alive], axis=0)
+    gain = {}
+    for column, clock in enumerate(("wall", "cpu")):
+        of_round = {name: np.array(values)[:, column] for name, values in times.items()}
+        gain |= gains(clock, of_round["dense"], of_round["pruned"], dense_gmacs / gmacs)
+    kept = np.mean([n[1:] / n[0] for each in alive for n in each], axis=0)
     image = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
-    return {
-        "speedup_wall": speedup["wall"],
-        "speedup_cpu": speedup["cpu"],
-        "flops_ratio": ratio,
-        "efficiency_wall": speedup["wall"] / ratio,
-        "efficiency_cpu": speedup["cpu"] / ratio,
-        "spread_wall": _quartiles(wall["dense"] / wall["pruned"]),
-        "spread_cpu": _quartiles(cpu["dense"] / cpu["pruned"]),
+    return gain | {
+        "flops_ratio": float(dense_gmacs / gmacs.mean()),
         "batch": batch,
         "size": size,
         "kept": [float(share) for share in kept],
-        "gmacs": {name: float(value) for name, value in cost.items()},
-        "seconds_wall": {name: float(np.median(v)) for name, v in wall.items()},
-        "seconds_cpu": {name: float(np.median(v)) for name, v in cpu.items()},
+        "gmacs": {"dense": float(dense_gmacs), "pruned": float(gmacs.mean())},
         "rounds": rounds,
         "compile_seconds": {"dense": compile_dense, "pruned": compile_pruned},
         "programs": {"dense": 1, "pruned": programs["pruned"].compiled},
@@ -159,6 +164,23 @@ def bench(spec: SegmenterSpec, arrays, keep, size, batch, rounds, seconds, mean_
     }
 
 
+def gains(clock: str, dense: np.ndarray, pruned: np.ndarray, flops_ratio: np.ndarray) -> dict:
+    """Figures of one clock from seconds and FLOPs ratios per round.
+
+    Rounds differ in how many tokens leave: each is compared with itself, then the median is taken.
+    """
+    ratio = dense / pruned
+    return {
+        f"speedup_{clock}": float(np.median(ratio)),
+        f"efficiency_{clock}": float(np.median(ratio / flops_ratio)),
+        f"spread_{clock}": [float(q) for q in np.quantile(ratio, (0.25, 0.75))],
+        f"efficiency_spread_{clock}": [
+            float(q) for q in np.quantile(ratio / flops_ratio, (0.25, 0.75))
+        ],
+        f"seconds_{clock}": {"dense": float(np.median(dense)), "pruned": float(np.median(pruned))},
+    }
+
+
 def _dense_memory(program: OneProgram, arrays, image) -> int:
     return memory(program._run.lower(arrays, image))
 
@@ -169,10 +191,6 @@ def _chain_memory(program: Chain, arrays, image) -> int:
     slots = carry.x.shape[0]
     last = program._last.lower(arrays, carry, slots)
     return max(memory(program._first.lower(arrays, image)), memory(last))
-
-
-def _quartiles(ratios: np.ndarray) -> list[float]:
-    return [float(q) for q in np.quantile(ratios, (0.25, 0.75))]
 
 
 def table(found: dict) -> str:
@@ -190,29 +208,53 @@ def table(found: dict) -> str:
     return "\n".join(f"{a:18}{b:>11}{c:>11}{d:>9}{e:>12}" for a, b, c, d, e in rows)
 
 
+def _numbers(flag: str, kind: type) -> tuple:
+    try:
+        return tuple(kind(text) for text in FLAGS[flag].value)
+    except ValueError:
+        raise UserError(f"--{flag}={','.join(FLAGS[flag].value)}: give numbers") from None
+
+
 def main(_) -> None:
     startup.prepare()
     config = FLAGS.config
-    classes = FLAGS.classes or build.class_count(config)
+    stored = model_dir.load(FLAGS.workdir) if FLAGS.workdir else None
+    classes = FLAGS.classes or (len(stored.classes) if stored else build.class_count(config))
     spec = build.segmenter_spec(config, classes)
-    keep = tuple(float(share) for share in FLAGS.keep)
     if not spec.exits:
         raise UserError("no exit is on: set config.method.name=dtop and an exit's threshold")
+    if config.method.share:
+        raise UserError("config.method.share lets a fixed share leave, so that nothing is forced")
+    keep, size = _numbers("keep", float), _numbers("size", int) or tuple(config.data.crop)
     if len(keep) != len(spec.exits) or not all(0 < share <= 1 for share in keep):
         raise UserError(
             f"--keep={','.join(FLAGS.keep)}: give {len(spec.exits)} shares between 0 and 1, one "
             f"for each exit of the configuration"
         )
-    arrays = model_dir.load(FLAGS.workdir).arrays if FLAGS.workdir else None
-    if arrays is None:
-        params, stats = draw(*shapes(spec), config.seed)
-        arrays = params | stats
-    mean_std = {"mean": tuple(config.data.mean), "std": tuple(config.data.std)}
-    size = tuple(int(n) for n in FLAGS.size) if FLAGS.size else tuple(config.data.crop)
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"--size={','.join(FLAGS.size)}: give HEIGHT,WIDTH in pixels")
+    params, stats = draw(*shapes(spec), config.seed)
+    arrays = params | stats
+    if stored:
+        check_same(
+            stored.arrays,
+            {name: value.shape for name, value in arrays.items()},
+            f"{FLAGS.workdir}/{model_dir.WEIGHTS}",
+        )
+        arrays = stored.arrays
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    batch = FLAGS.batch
     found = bench(
-        spec, arrays, keep, size, FLAGS.batch, FLAGS.rounds, FLAGS.seconds, mean_std, config.seed
+        spec,
+        arrays,
+        keep,
+        EvalSpec(mode="whole", crop=size, stride=size, batch_size=batch, mean=mean, std=std),
+        rounds=FLAGS.rounds,
+        seconds=FLAGS.seconds,
+        seed=config.seed,
+        bfloat16=config.model.bfloat16,
     )
-    print(f"{size[1]} x {size[0]} pixels, {classes} classes, batch {FLAGS.batch}")
+    print(f"{size[1]} x {size[0]} pixels, {classes} classes, batch {batch}")
     print(table(found))
     print(json.dumps(found))
 
@@ -223,8 +265,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("keep", ["0.55", "0.40"], "Mean share still inside after each exit.")
     flags.DEFINE_integer("rounds", 9, "Rounds, each in its own random order.", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "Least seconds per measurement.")
-    flags.DEFINE_list("size", [], "Height,width in pixels; default: the training crop.")
+    flags.DEFINE_list("size", [], "HEIGHT,WIDTH in pixels; default: the training crop.")
     flags.DEFINE_integer("classes", None, "Number of classes; default: what the data set has.")
-    flags.DEFINE_bool("bfloat16", False, "Compute in bfloat16.")
     flags.DEFINE_string("workdir", "", "Folder of a trained model; default: random weights.")
     cli.run(main)

@@ -1,11 +1,12 @@
-r"""A trained model as StableHLO: one file that holds weights and program, exits included.
+r"""A trained model as StableHLO: files that hold weights and program, exits included.
 
     python -m jaxseg.tools.export --weights=runs/dtop_segvit_vitti_camvid --size=352,480 --batch=1
 
 Writes WEIGHTS/export/packed.stablehlo (tokens leave early: a `lax.switch` inside the program picks
-the capacity of every stage) and dense.stablehlo (nobody leaves). Both take uint8 images
-[batch, height, width, 3] as they are read, and return (labels uint8 [batch, height, width],
-alive int32 [batch, stages]: tokens that every stage worked on). To use one, jax alone is needed:
+the capacity of every stage) and dense.stablehlo (nobody leaves). Both take uint8 RGB images
+[batch, height, width, 3], fitted to the size that the model is used at (config.eval.resize), and
+return (labels uint8 [batch, height, width], alive int32 [batch, stages]: tokens that every stage
+worked on). To use one, jax alone is needed:
 
     exported = jax.export.deserialize(bytearray(pathlib.Path("packed.stablehlo").read_bytes()))
     labels, alive = exported.call(images)
@@ -23,8 +24,8 @@ from jax import export as jax_export
 from jaxseg import build, cli, labels, model_dir, startup
 from jaxseg.errors import UserError
 from jaxseg.execute import Masked, Packing
-from jaxseg.models.segmenter import SegmenterSpec, network, without_exits
-from jaxseg.weights import write_atomically
+from jaxseg.models.segmenter import SegmenterSpec, network, shapes, without_exits
+from jaxseg.weights import check_same, write_atomically
 
 FLAGS = flags.FLAGS
 Size = tuple[int, int]
@@ -58,13 +59,15 @@ def main(_) -> None:
     stored = model_dir.load(FLAGS.weights)
     config = FLAGS.config or stored.config
     try:
-        size = tuple(int(text) for text in FLAGS.size)
+        size = tuple(int(text) for text in FLAGS.size) or tuple(config.data.crop)
     except ValueError:
         size = ()
     if len(size) not in (1, 2) or min(size) < 1:
         raise UserError(f"--size={','.join(FLAGS.size)}: give HEIGHT,WIDTH or one number for both")
     size = size * 2 if len(size) == 1 else size
     spec = build.segmenter_spec(config, len(stored.classes))
+    wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}
+    check_same(stored.arrays, wanted, f"{FLAGS.weights}/{model_dir.WEIGHTS}")
     specs = {"dense": without_exits(spec)} | ({"packed": spec} if spec.exits else {})
     folder = pathlib.Path(FLAGS.weights) / "export"
     folder.mkdir(exist_ok=True)
@@ -77,6 +80,6 @@ def main(_) -> None:
 if __name__ == "__main__":
     cli.define_config(required=False)
     flags.DEFINE_string("weights", None, "Folder of a finished training run.", required=True)
-    flags.DEFINE_list("size", ["512"], "HEIGHT,WIDTH of the images in pixels, or one number.")
+    flags.DEFINE_list("size", [], "HEIGHT,WIDTH in pixels, or one number; default: training crop.")
     flags.DEFINE_integer("batch", 1, "Images per call.", lower_bound=1)
     cli.run(main)

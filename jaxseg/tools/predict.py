@@ -4,10 +4,10 @@ r"""Segment pictures with a trained model.
 
 Takes files, folders (all pictures in them, not below) and patterns; JPEG, PNG, WebP, BMP and TIFF
 of any size and colour mode, turned upright as EXIF says. Writes OUT/labels/NAME.png (class numbers,
-with the palette of the classes), OUT/overlay/NAME.jpg, OUT/legend.png, for a model whose tokens
-leave early OUT/exits/NAME.png (where they left), and OUT/summary.csv: size, GMACs, tokens per
-stage, milliseconds. A file that cannot be read is named and the rest goes on; the exit code is then
-1. With --config the model is run as that configuration says, e.g. with exits.
+with the palette of the classes), OUT/overlay/NAME.jpg, OUT/legend.png and OUT/summary.csv: size,
+GMACs, tokens per stage, milliseconds. Of a model whose tokens leave early and that takes images
+whole also OUT/exits/NAME.png: where they left. A file that cannot be read is named and the rest
+goes on; the exit code is then 1. With --config the model is run as that configuration says.
 """
 
 import csv
@@ -80,31 +80,30 @@ def save(out: pathlib.Path, name: str, image: np.ndarray, found: Outcome, model:
     overlay = Image.fromarray(viz.overlay(image, found.labels, model.classes))
     overlay.save(content, format="JPEG", quality=92)
     write_atomically(out / "overlay" / f"{name}.jpg", content.getvalue())
-    if model.spec.exits and len(found.left) == 1:
-        (left,), patch = found.left, model.spec.vit.patch
+    if shows_exits(model):
+        (left,), (size,) = found.left, found.inputs
         stages = [str(model.spec.heads[i].taps[-1] + 1) for i in model.spec.exits]
-        small = _at_input(image, left.shape, patch)
+        seen = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
         content = io.BytesIO()
-        veiled = exit_pictures.exit_map(small, left, stages, patch)
+        veiled = exit_pictures.exit_map(np.asarray(seen), left, stages, model.spec.vit.patch)
         Image.fromarray(veiled).save(content, format="PNG")
         write_atomically(out / "exits" / f"{name}.png", content.getvalue())
 
 
-def _at_input(image: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
-    """The picture at the size of its token grid."""
-    size = (grid[1] * patch, grid[0] * patch)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+def shows_exits(model: Model) -> bool:
+    """Whether an image is one input of the network, some of whose tokens leave early."""
+    return bool(model.spec.exits) and model.predictor.one_view
 
 
 def predict_all(model: Model, paths: list[pathlib.Path], out: pathlib.Path) -> tuple[str, int]:
     """Writes everything but the summary; returns it as CSV and how many files failed."""
-    for folder in ("labels", "overlay", *(["exits"] if model.spec.exits else [])):
+    for folder in ("labels", "overlay", *(["exits"] if shows_exits(model) else [])):
         (out / folder).mkdir(parents=True, exist_ok=True)
     viz.save_png(out / "legend.png", viz.legend(model.classes))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", "width", "height", "gmacs", "tokens_per_stage", "milliseconds", "error"])
-    failed, seen = 0, set()
+    failed = 0
     with Progress(len(paths), "predict") as progress:
         for done, (path, name) in enumerate(zip(paths, names_of(paths), strict=True), start=1):
             try:
@@ -113,11 +112,9 @@ def predict_all(model: Model, paths: list[pathlib.Path], out: pathlib.Path) -> t
                 print(f"error: {error}", file=sys.stderr)
                 rows.writerow([path, "", "", "", "", "", str(error)])
                 failed += 1
+                progress.update(done)
                 continue
             found = model.predict(image)
-            if image.shape not in seen:  # that time was mostly compiling
-                seen.add(image.shape)
-                found = model.predict(image)
             save(out, name, image, found, model)
             tokens = " ".join(f"{n:.0f}" for n in found.alive.sum(axis=0))
             rows.writerow(

@@ -7,7 +7,8 @@ Every auxiliary head of the model can be an exit. ``--exits=6,8,6+8`` names the 
 (1-based layers; default: each alone, and all), ``--thresholds`` the confidences at which tokens
 leave. All of them and the dense model answer for each image in turn, so that speeds compare. Writes
 sweep.csv, sweep.json and sweep.png into the workdir, one row per combination: mIoU, GMACs per
-image, images/s, speedup and efficiency over dense, tokens left after each exit.
+image, images/s, speedup and efficiency over dense, share of the tokens that is still inside after
+each exit.
 """
 
 import csv
@@ -37,6 +38,8 @@ _THRESHOLDS = "sweep.thresholds"
 def positions_of(named: list[str], taps: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Exit layers (1-based) of each combination; ``taps`` are those of the auxiliary heads."""
     known = tuple(tap + 1 for tap in taps)
+    if not known:
+        raise UserError("this model has no auxiliary head to leave at: see config.model.taps")
     if not named:
         alone = [(layer,) for layer in known]
         return alone + ([known] if len(known) > 1 else [])
