@@ -1,8 +1,9 @@
 """The plain vision transformer of mmsegmentation and timm: pre-norm blocks, exact GELU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from jaxseg.models.attention import attend
 from jaxseg.models.layers import LayerNorm, Linear, drop_path, gelu, parameter, subkeys
 from jaxseg.resize import resize_position_embedding
-from jaxseg.tokens import Layout, Rows
+from jaxseg.tokens import Layout, Packed, Rows
 
 VARIANTS = {  # width, depth, heads
     "Ti": (192, 12, 3),
@@ -80,7 +81,17 @@ class Block(nnx.Module):
     ) -> Float[Array, "*slots D"]:
         key1, key2 = subkeys(key, 2)
         x = x + drop_path(self.attn(self.norm1(x), layout), self.drop_path_rate, key1)
+        if isinstance(layout, Packed) and jax.default_backend() == "cpu":
+            return x + _in_chunks(lambda rows: self.mlp(self.norm2(rows)), x)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, key2)
+
+
+def _in_chunks(of_rows: Callable[[Array], Array], x: Float[Array, "S D"]) -> Float[Array, "S D"]:
+    """``of_rows`` on up to 1024 rows at a time, whose hidden values then stay in the caches."""
+    chunk = max(n for n in range(1, 1025) if len(x) % n == 0)
+    if chunk < 256 or chunk == len(x):
+        return of_rows(x)
+    return jax.lax.map(of_rows, x.reshape(-1, chunk, x.shape[-1])).reshape(x.shape)
 
 
 class ViT(nnx.Module):
@@ -125,9 +136,17 @@ class ViT(nnx.Module):
         keys: Sequence[Key[Array, ""] | None],
     ) -> Float[Array, "*slots D"]:
         """Tokens after the blocks of ``span`` (0-based); ``keys``: one per block of the ViT."""
-        for i in span:
-            x = self.blocks[i](x, layout, key=keys[i])
-        return x
+
+        def blocks(x):
+            for i in span:
+                x = self.blocks[i](x, layout, key=keys[i])
+            return x
+
+        whole = isinstance(layout, Rows) and layout.valid is None
+        if whole and keys[0] is None and len(x) > 1 and jax.default_backend() == "cpu":
+            # Image by image through all of the span: the activations of one stay in the caches.
+            return jax.lax.map(lambda image: blocks(image[None])[0], x)
+        return blocks(x)
 
     def normed(self, x: Float[Array, "*slots D"], block: int) -> Float[Array, "*slots D"]:
         """What heads read after a block: with ``final_norm`` the last output is normalised."""
