@@ -12,14 +12,14 @@ from jaxseg.models.initial import draw
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, shapes
 from jaxseg.models.vit import ViTSpec
 
-VIT = ViTSpec(48, 3, 2, grid=(6, 7), patch=4, class_token=True, final_norm=True)
+VIT = ViTSpec(48, 6, 2, grid=(6, 7), patch=4, class_token=True, final_norm=True)
 ATM = AtmSpec(classes=9, width=40, heads=2, layers=2)
 CONV = ConvSpec(classes=9, channels=30, convs=2, kernel=3)
 AUX_ATM, AUX_CONV, CASCADE, LAST = (
     HeadSpec((0,), ATM),
     HeadSpec((1,), CONV),
-    HeadSpec((0, 1, 2), ATM),
-    HeadSpec((2,), ATM),
+    HeadSpec((2, 3, 4), ATM),
+    HeadSpec((5,), ATM),
 )
 SPEC = SegmenterSpec(VIT, (AUX_ATM, AUX_CONV, CASCADE, LAST))
 
