@@ -1,6 +1,6 @@
 """DToP on SegViT with ViT-B, ADE20K, 512x512: tokens leave after layers 6 and 8.
 
-Published (p0 0.95, GMACs with the heads that decide): dense 49.7 mIoU at 109.9; Finetune 49.8 at
+Published: (p0 0.95, GMACs with the heads that decide) dense 49.7 mIoU at 109.9; Finetune 49.8 at
 86.8; Direct 47.9 at 87.5; Retrain 49.1 at 87.5.
 Ours: not measured (docs/results.md). Hardware of the original: 8 A100, 2.5 h (ViT-B, Finetune).
 

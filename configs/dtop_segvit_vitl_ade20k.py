@@ -1,6 +1,6 @@
 """DToP on SegViT with ViT-L, ADE20K, 640x640: tokens leave after layers 8 and 16.
 
-Published (p0 0.95, GMACs with the heads that decide): dense 53.3 mIoU at 617.0; Finetune 52.8 at
+Published: (p0 0.95, GMACs with the heads that decide) dense 53.3 mIoU at 617.0; Finetune 52.8 at
 412.8 (p0 0.90: 52.4 at 380.3).
 Ours: not measured (docs/results.md). Hardware of the original: 8 A100, 2.5 h (ViT-B, Finetune).
 

@@ -1,6 +1,6 @@
 """DToP on SegViT with ViT-L, COCO-Stuff-10K, 512x512: tokens leave after layers 8 and 16.
 
-Published (p0 0.95, GMACs with the heads that decide): dense 47.4 mIoU at 366.9; Finetune 47.1 at
+Published: (p0 0.95, GMACs with the heads that decide) dense 47.4 mIoU at 366.9; Finetune 47.1 at
 276.2 (p0 0.90: 46.6 at 253.1).
 Ours: not measured (docs/results.md). Hardware of the original: 8 A100, 2.5 h (ViT-B, Finetune).
 

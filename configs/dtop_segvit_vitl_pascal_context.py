@@ -1,6 +1,6 @@
 """DToP on SegViT with ViT-L, Pascal-Context-59, 480x480: exits after layers 8 and 16.
 
-Published (p0 0.95, GMACs with the heads that decide): dense 63.0 mIoU at 315.4; Finetune 62.7 at
+Published: (p0 0.95, GMACs with the heads that decide) dense 63.0 mIoU at 315.4; Finetune 62.7 at
 224.3 (p0 0.90: 62.2 at 206.1).
 Ours: not measured (docs/results.md). Hardware of the original: 8 A100, 2.5 h (ViT-B, Finetune).
 

@@ -1,6 +1,6 @@
 """DToP on SETR-naive with ViT-B, ADE20K, 512x512: tokens leave after layers 6 and 8.
 
-Published (p0 0.98, GMACs with the heads that decide): dense 47.0 mIoU at 107.7; Finetune 47.0 at
+Published: (p0 0.98, GMACs with the heads that decide) dense 47.0 mIoU at 107.7; Finetune 47.0 at
 80.6; Direct 46.6 at 82.5.
 Ours: not measured (docs/results.md). Hardware of the original: 8 A100, 2.5 h (ViT-B, Finetune).
 
