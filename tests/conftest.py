@@ -7,6 +7,7 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -25,3 +26,11 @@ def quick_compiles():
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Programs of a file are freed after it: thousands of them in one process exhaust its memory
+    maps, and XLA then crashes."""
+    yield
+    jax.clear_caches()
