@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ml_collections import ConfigDict
 
@@ -96,6 +97,7 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
         class_token=model.class_token,
         final_norm=model.final_norm,
         drop_path=model.drop_path,
+        epsilon=model.norm_epsilon,
     )
     decisions = _decisions(config)
     if model.head == "cascade":
@@ -105,18 +107,29 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
                 "early: use atm or conv, or config.method.name=dense"
             )
         return SegmenterSpec(vit, (HeadSpec(tuple(model.taps), _atm(model, classes)),))
-    if decisions and model.head_up_scale > 1:
-        raise UserError(
-            f"config.model.head_up_scale={model.head_up_scale}: tokens leave early only where a "
-            f"head judges each by itself; use 1, or config.method.name=dense"
-        )
+    sizes = [_head_sizes(model, classes, last=tap == model.taps[-1]) for tap in model.taps]
+    if decisions:
+        sizes = [*map(_at_tokens, sizes[:-1]), sizes[-1]]
+        if isinstance(sizes[-1], ConvSpec) and sizes[-1].convs > 1 and sizes[-1].up_scale > 1:
+            raise UserError(
+                f"config.model.head_up_scale={model.head_up_scale}: where tokens leave early the "
+                f"last head must judge each by itself; use 1, config.model.head_layers=1 or "
+                f"config.method.name=dense"
+            )
     heads = tuple(
-        HeadSpec(
-            (tap,), _head_sizes(model, classes, last=tap == model.taps[-1]), decisions.get(tap)
-        )
-        for tap in model.taps
+        HeadSpec((tap,), size, decisions.get(tap))
+        for tap, size in zip(model.taps, sizes, strict=True)
     )
     return SegmenterSpec(vit, heads, config.method.final_at_exit)
+
+
+def _at_tokens(sizes: AtmSpec | ConvSpec) -> AtmSpec | ConvSpec:
+    """The auxiliary head without up-sampling between its convolutions: it grades tokens one by one.
+
+    Of SETR's released auxiliary heads (two 1x1 convolutions, x4 after each) an approximation: ReLU
+    and bilinear up-sampling do not commute.
+    """
+    return replace(sizes, up_scale=1) if isinstance(sizes, ConvSpec) else sizes
 
 
 def _head_sizes(model: ConfigDict, classes: int, *, last: bool) -> AtmSpec | ConvSpec:

@@ -53,6 +53,7 @@ def defaults() -> ConfigDict:
     model.patch = 16
     model.class_token = False  # keep a class token in the encoder (SETR)
     model.final_norm = False  # normalise the output of the last block (SETR)
+    model.norm_epsilon = 1e-6  # of the ViT's layer norms; Segmenter's code uses 1e-5
     model.drop_path = 0.1  # stochastic depth of the last block, linear from 0
     model.head = "atm"  # atm (DToP's SegViT) | cascade (SegViT v1) | conv (SETR, FCN)
     model.taps = (
@@ -63,7 +64,8 @@ def defaults() -> ConfigDict:
     model.head_width = 384  # ATM: width of the class queries; conv: channels
     model.head_heads = 6  # ATM: attention heads
     model.head_layers = 3  # ATM: decoder layers; conv: convolutions
-    model.head_up_scale = 1  # conv: bilinear up-sampling after each convolution
+    model.head_up_scale = 1  # conv: bilinear up-sampling after each convolution (where tokens
+    # leave early, auxiliary heads grade them without it)
     model.aux_head = ""  # kind of the heads before the last: atm | conv; "" = as the last
     model.aux_head_width = 256  # and, where it differs, its width
     model.aux_head_layers = 1  # and its decoder layers or convolutions

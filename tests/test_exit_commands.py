@@ -161,13 +161,25 @@ def test_exits_are_what_the_fields_say():
         ({"method.name": "dtopp"}, "method.name='dtopp'"),
         ({"method.context": "topk"}, "method.context='topk'"),
         ({"method.exit6.threshold": 1.5}, "threshold=1.5"),
-        ({"model.head": "conv", "model.head_up_scale": 2}, "head_up_scale=2"),
+        (
+            {"model.head": "conv", "model.head_up_scale": 2, "model.head_layers": 2},
+            "head_up_scale=2",
+        ),
         ({"model.aux_head": "fcn"}, "model.aux_head='fcn'"),
     ],
 )
 def test_impossible_exits_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         exits_of(**changes)
+
+
+def test_released_auxiliary_heads_of_setr_grade_at_the_tokens():
+    changes = {"model.head": "conv", "model.head_layers": 1, "model.head_up_scale": 4}
+    changes |= {"model.aux_head": "conv", "model.aux_head_layers": 2}
+    sizes = [h.sizes for h in build.segmenter_spec(config_of("", **changes), 11).heads]
+    assert [(s.convs, s.up_scale) for s in sizes] == [(2, 1), (2, 1), (1, 4)]
+    dense = build.segmenter_spec(config_of("", **changes, **{"method.name": "dense"}), 11)
+    assert [h.sizes.up_scale for h in dense.heads] == [4, 4, 4]
 
 
 def test_heads_may_be_mixed():

@@ -154,14 +154,23 @@ def test_conv_head_scales_up_after_each_convolution():
     head = filled(ConvHead(6, spec, None))
     (tap,) = taps = tokens()
     logits = run_head(head, taps, GRID)
-    assert logits.mask.shape == (2, 12, 16, 5)
+    assert logits.mask.shape == (2, 6, 8, 5)
     x = head.norm(tap).reshape(2, *GRID, 6)
     for conv, bn in zip(head.convs, head.bns, strict=True):
         x = jax.nn.relu(bn(conv(x), training=False))
         x = resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
-    np.testing.assert_allclose(logits.mask, head.classify(x), atol=1e-4)
+    expected = head.classify(x)
+    np.testing.assert_allclose(head.grid_scores(logits, (24, 32)), expected, atol=1e-4)
     scores = pixel_scores(head, logits, (24, 32))
-    np.testing.assert_allclose(scores, resize_bilinear(logits.mask, (24, 32)), atol=1e-5)
+    np.testing.assert_allclose(scores, resize_bilinear(expected, (24, 32)), atol=1e-4)
+
+
+@pytest.mark.parametrize("convs", [0, 1, 2])
+def test_up_sampling_behind_the_last_convolution_leaves_a_head_per_token(convs):
+    head = filled(ConvHead(6, ConvSpec(5, 6, convs=convs, up_scale=4), None))
+    assert head.per_token == (convs < 2)
+    scores = head.grid_scores(run_head(head, tokens(), GRID), (48, 64))
+    assert scores.shape == (2, 3 * 4**convs, 4 * 4**convs, 5)
 
 
 def test_conv_head_without_norm_has_no_norm():

@@ -142,7 +142,11 @@ class ConvSpec:
 
 
 class ConvHead(nnx.Module):
-    """SETR-naive (1x1 convolutions), SETR-PUP (3x3, x2 each) and FCN (no norm, no up-sampling)."""
+    """SETR-naive (1x1 convolutions), SETR-PUP (3x3, x2 each) and FCN (no norm, no up-sampling).
+
+    The last up-sampling comes after the classifier instead of before it: both are linear and the
+    weights of a bilinear mean add up to one, so the numbers are the same and the map is smaller.
+    """
 
     def __init__(self, token_width: int, spec: ConvSpec, batch_axis: str | None):
         self.spec = spec
@@ -157,7 +161,7 @@ class ConvHead(nnx.Module):
     @property
     def per_token(self) -> bool:
         """Whether a token's logits depend on it alone, so that it may lie anywhere."""
-        return self.spec.kernel == 1 and (self.spec.up_scale == 1 or self.spec.convs == 0)
+        return self.spec.kernel == 1 and (self.spec.up_scale == 1 or self.spec.convs <= 1)
 
     def __call__(
         self,
@@ -170,11 +174,9 @@ class ConvHead(nnx.Module):
         (x,) = taps
         valid = layout.patches(x) if self.per_token and _ragged(layout) else None
         x = self.norm(x) if self.spec.norm else x
-        for conv, bn in zip(self.convs, self.bns, strict=True):
+        for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
+            x = self._up(x) if i else x
             x = jax.nn.relu(bn(conv(x), training=key is not None, valid=valid))
-            if self.spec.up_scale > 1:
-                up = self.spec.up_scale
-                x = resize_bilinear(x, (x.shape[1] * up, x.shape[2] * up))
         return Logits(self.classify(x), None)
 
     def token_scores(self, logits: Logits, layout: Layout) -> Float[Array, "*slots K"]:
@@ -186,10 +188,15 @@ class ConvHead(nnx.Module):
         """Logits of scores that another kind of head has given."""
         return jnp.log(jnp.maximum(scores, _LEAST))
 
-    def grid_scores(self, logits: Logits, size: Grid) -> Float[Array, "B r c K"]:
-        """The logits: they are interpolated as they are."""
+    def grid_scores(self, logits: Logits, size: Grid) -> Float[Array, "B R C K"]:
+        """The logits, interpolated as they are."""
         del size
-        return logits.mask.astype(jnp.float32)
+        mask = logits.mask.astype(jnp.float32)
+        return self._up(mask) if self.convs else mask
+
+    def _up(self, x: Float[Array, "B r c F"]) -> Float[Array, "B R C F"]:
+        up = self.spec.up_scale
+        return x if up == 1 else resize_bilinear(x, (x.shape[1] * up, x.shape[2] * up))
 
     def losses(self, logits: Logits, labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
         full = pixel_scores(self, logits, labels.shape[1:])

@@ -28,6 +28,7 @@ class ViTSpec:
 
     ``class_token`` keeps a class token in the encoder (SETR); SegViT and DToP drop it before block
     0, which is the same as not having one. ``final_norm``: on the last block's output (SETR).
+    ``epsilon``: of the layer norms; 1e-6 in AugReg, timm and mmsegmentation, 1e-5 in Segmenter.
     """
 
     width: int
@@ -39,6 +40,7 @@ class ViTSpec:
     class_token: bool = False
     final_norm: bool = False
     drop_path: float = 0.0
+    epsilon: float = 1e-6
 
 
 class Mlp(nnx.Module):
@@ -70,9 +72,9 @@ class Block(nnx.Module):
     """x += DropPath(attention(norm(x))); x += DropPath(mlp(norm(x)))."""
 
     def __init__(self, spec: ViTSpec, drop_path_rate: float):
-        self.norm1 = LayerNorm(spec.width, 1e-6)
+        self.norm1 = LayerNorm(spec.width, spec.epsilon)
         self.attn = SelfAttention(spec.width, spec.heads)
-        self.norm2 = LayerNorm(spec.width, 1e-6)
+        self.norm2 = LayerNorm(spec.width, spec.epsilon)
         self.mlp = Mlp(spec.width, spec.width * spec.mlp_ratio)
         self.drop_path_rate = drop_path_rate
 
@@ -106,7 +108,7 @@ class ViT(nnx.Module):
         rates = [spec.drop_path * i / max(spec.depth - 1, 1) for i in range(spec.depth)]
         self.blocks = nnx.List([Block(spec, rate) for rate in rates])
         if spec.final_norm:
-            self.norm = LayerNorm(spec.width, 1e-6)
+            self.norm = LayerNorm(spec.width, spec.epsilon)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image; a partial patch counts as one."""
