@@ -1,18 +1,20 @@
 """A trained model as one object: ``model = jaxseg.load("runs/mine"); model.predict(image)``."""
 
 import os
+import pathlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jaxseg import build, model_dir
+from jaxseg import build, foreign, model_dir, zoo
+from jaxseg.convert.files import read_arrays
 from jaxseg.data.classes import Classes
+from jaxseg.errors import UserError
 from jaxseg.inference import Predictor
 from jaxseg.models.macs import gmacs_of
-from jaxseg.models.segmenter import SegmenterSpec, network, shapes
-from jaxseg.weights import check_same
+from jaxseg.models.segmenter import SegmenterSpec, network
 
 
 class Outcome(NamedTuple):
@@ -50,24 +52,41 @@ class Model:
             raise ValueError(f"give uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
         found, seconds, _ = self.predictor.timed(self.arrays, [image])
         gmacs = gmacs_of(self.spec, found[0].inputs, found[0].alive)
-        labels, inputs, alive, left = found[0]
+        labels, inputs, alive, left, _ = found[0]
         return Outcome(labels, inputs, left, alive, gmacs, seconds)
 
 
-def load(directory: str | os.PathLike, config=None) -> Model:
-    """The model in the workdir of a finished training run.
+def load(source: str | os.PathLike, config=None) -> Model:
+    """The model in the workdir of a finished training run, in another program's checkpoint file, or
+    of a public checkpoint by its name (docs/checkpoints.md), which is downloaded once.
 
     ``config``: a configuration to evaluate it with instead of the stored one, as for eval.py.
     Raises UserError: nothing there, damaged, or weights that do not fit the configuration.
     """
-    stored = model_dir.load(str(directory))
+    stored = _stored(source, config)
     config = config or stored.config
     spec = build.segmenter_spec(config, len(stored.classes))
-    wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}
-    check_same(stored.arrays, wanted, f"{directory}/{model_dir.WEIGHTS}")
+    arrays = model_dir.arrays_for(stored, config, spec)
     config = config.copy_and_resolve_references()
     if config.eval.mode == "whole":
         config.eval.batch_size = 1  # images come one at a time
     program = network(spec).program(bfloat16=config.model.bfloat16)
     predictor = Predictor(program, build.eval_spec(config))
-    return Model(predictor, program.prepare(stored.arrays), stored.classes, spec)
+    return Model(predictor, program.prepare(arrays), stored.classes, spec)
+
+
+def _stored(source: str | os.PathLike, config) -> model_dir.StoredModel:
+    path = pathlib.Path(source)
+    if path.is_dir():
+        return model_dir.load(str(path))
+    if not path.is_file():
+        if path.parent != pathlib.Path():
+            raise UserError(f"{source}: no such folder or file; give the workdir of a training run")
+        path = zoo.get(str(source))
+    found = foreign.model_of(read_arrays(path), config, str(path))
+    if found.config is None:
+        raise UserError(
+            f"{source}: {found.kind.title} alone has no head to predict with; train from it with "
+            f"--config.init_from"
+        )
+    return model_dir.StoredModel(found.arrays, found.config, found.classes, str(path))

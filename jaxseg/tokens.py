@@ -11,7 +11,7 @@ buffer in use, K classes, D width. ``*slots`` is "B C" in rows and "S" when pack
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ Layout = Rows | Packed
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["x", "layout", "owner", "canvas", "left"],
+    data_fields=["x", "layout", "owner", "canvas", "left", "window"],
     meta_fields=["grid"],
 )
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Carry:
     canvas: what patches that have left keep; None before the first exit. Entries of patches that
         are still inside mean nothing.
     left: number of the exit at which a patch left, -1 while it is inside; None like ``canvas``.
+    window: side of the window that a patch shares its slot with, 1 = alone; None: all are alone.
     """
 
     x: Float[Array, "*slots D"]
@@ -103,6 +104,7 @@ class Carry:
     owner: Int[Array, "B N"] | None = None
     canvas: Float[Array, "B N K"] | None = None
     left: Int[Array, "B N"] | None = None
+    window: Int[Array, "B N"] | None = None
 
     @property
     def alive(self) -> Int[Array, " B"]:
@@ -119,6 +121,8 @@ def readout(carry: Carry, per_slot: Float[Array, "*slots F"]) -> Float[Array, "B
     if carry.owner is None:
         return per_slot[:, carry.layout.prefix :]
     inside = per_slot.reshape(-1, per_slot.shape[-1])[jnp.maximum(carry.owner, 0)]
+    if carry.canvas is None:
+        return inside
     return jnp.where((carry.owner >= 0)[..., None], inside, carry.canvas.astype(inside.dtype))
 
 
@@ -148,11 +152,9 @@ def pack(carry: Carry, keep: Bool[Array, "*slots"], lengths: tuple[int, ...]) ->
         count = keep.sum(axis=1, dtype=jnp.int32)
     start = jnp.cumsum(count) - count
     stays = (carry.owner >= 0) & keep_flat[jnp.maximum(carry.owner, 0)]
-    return Carry(
+    return replace(
+        carry,
         x=carry.x.reshape(slots, -1)[order],
         layout=Packed(start, count, carry.layout.prefix, lengths),
-        grid=carry.grid,
         owner=jnp.where(stays, place[jnp.maximum(carry.owner, 0)], -1),
-        canvas=carry.canvas,
-        left=carry.left,
     )
