@@ -55,7 +55,7 @@ def test_figures(found):
     np.testing.assert_allclose(summary["kept_after_exit"], kept)
     assert summary["efficiency"] == pytest.approx(summary["speedup"] / summary["flops_ratio"])
     line = exits.line(summary | {"gmacs_per_image": 1.0})
-    assert f"{100 * kept[0]:.0f} % of the tokens after layer 1" in line
+    assert f"{100 * kept[0]:.0f} % of them after layer 1" in line
 
 
 def test_pruned_macs_of_all_tokens_are_dense_with_the_heads_that_look():
@@ -112,7 +112,8 @@ def test_stages_of_an_image(found):
 
 def test_pictures_are_written(found, tmp_path):
     view = exits.StageView(network(SPEC), HOW)
-    odd = Sample("val/odd", *(np.zeros(s, np.uint8) for s in ((23, 30, 3), (23, 30), (23, 30))))
+    shapes_ = ((23, 30, 3), (23, 30), (23, 30), (1, 2))
+    odd = Sample("val/odd", *(np.zeros(s, np.uint8) for s in shapes_))
     samples = [*found["model"].samples[:1], odd]
     folder = tmp_path / "exits"
     exits.write_pictures(folder, view, numbers(SPEC), samples, found["model"], CLASSES)

@@ -49,7 +49,7 @@ def test_load_and_predict(model):
     assert found.gmacs > 0 and found.seconds > 0 and len(found.left) == len(found.alive) == 1
     with pytest.raises(ValueError, match="uint8"):
         model.predict(image.astype(np.float32))
-    with pytest.raises(UserError, match="config.json"):
+    with pytest.raises(UserError, match="no such checkpoint"):
         jaxseg.load("nowhere")
 
 
