@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.lr = 1e-3
     config.optim.lr_multipliers = ()
     config.optim.weight_decay = 1e-3
-    config.train.steps = 800
-    config.train.eval_every = 200
+    config.train.steps = 400
+    config.train.eval_every = 100
+    config.optim.warmup_steps = 50
     return finish(config, arg)
