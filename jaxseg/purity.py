@@ -112,7 +112,7 @@ def tally(
         int(pure.sum()),
         int(merged.sum()),
         int((merged & pure).sum()),
-        (int((largest * merged).sum()), int((total * merged).sum())),
+        tuple(int(jnp.where(merged, count, 0).sum()) for count in (largest, total)),
     )
 
 
@@ -134,4 +134,5 @@ def positive_weight(target: UInt8[Array, "B R C"]) -> Float[Array, ""]:
     """Mixed windows per pure one: balances the two kinds; 1 where either is missing."""
     pure, mixed = (target == ONE_CLASS).sum(), (target == MIXED).sum()
     both = (pure > 0) & (mixed > 0)
-    return jnp.where(both, mixed / jnp.maximum(pure, 1), 1.0).astype(jnp.float32)
+    share = mixed.astype(jnp.float32) / jnp.maximum(pure, 1).astype(jnp.float32)
+    return jnp.where(both, share, 1.0)

@@ -155,6 +155,7 @@ def _cross_entropy(
     logits: Float[Array, "B R C"], target: UInt8[Array, "B R C"], balanced: bool
 ) -> Term:
     graded, pure = target != LEFT_OUT, target == ONE_CLASS
-    weight = jnp.where(pure, positive_weight(target) if balanced else 1.0, 1.0) * graded
+    heavy = positive_weight(target) if balanced else 1.0
+    weight = jnp.where(graded, jnp.where(pure, heavy, 1.0), 0.0)
     loss = jax.nn.softplus(jnp.where(pure, -logits, logits))
     return Term((weight * loss).sum(), weight.sum())
