@@ -21,9 +21,9 @@ def defaults() -> ConfigDict:
     config = ConfigDict()
     config.task = "segment"  # segment | policy (which windows of an image show one class)
     config.seed = 0
-    # Start weights: a ViT .npz of AugReg or timm (the backbone; heads start fresh), or a
-    # model.safetensors of this project (what fits; other class counts restart the classifier).
-    # "" = random.
+    # Start weights: a ViT of AugReg, timm or mmsegmentation (.npz, .safetensors, .pth; heads start
+    # fresh), or a model.safetensors of this project (what fits; other class counts restart the
+    # classifier). A policy: EfficientNet-Lite0 of timm. "" = random.
     config.init_from = ""
     # Go on from the newest checkpoint in the workdir. Otherwise a workdir with some is refused.
     config.resume = False
