@@ -2,13 +2,14 @@
 
 import os
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from jaxseg import build, foreign, model_dir, zoo
+from jaxseg.config import ConfigDict
 from jaxseg.convert.files import read_arrays
 from jaxseg.data.classes import Classes
 from jaxseg.errors import UserError
@@ -36,12 +37,29 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """Weights, classes and the way they are evaluated, as training stored them."""
+    """Weights, classes and the way they are evaluated.
+
+    ``arrays``: the weights on the device, as the network computes with them. ``stored``: as they
+    were read, on the host, with the configuration that is followed.
+    """
 
     predictor: Predictor
     arrays: dict
     classes: Classes
     spec: SegmenterSpec
+    stored: model_dir.StoredModel
+
+    @property
+    def config(self) -> ConfigDict:
+        """A copy of the configuration that is followed: to change and to hand to `configured`."""
+        return self.stored.config.copy_and_resolve_references()
+
+    def configured(self, config: ConfigDict) -> "Model":
+        """The same weights by another configuration, e.g. other exits; no file is read again.
+
+        Raises UserError: weights that do not fit it.
+        """
+        return _by(replace(self.stored, config=config))
 
     def predict(self, image: UInt8[np.ndarray, "H W 3"]) -> Outcome:
         """Segments one RGB image of any size, twice where something had to be compiled.
@@ -64,15 +82,18 @@ def load(source: str | os.PathLike, config=None) -> Model:
     Raises UserError: nothing there, damaged, or weights that do not fit the configuration.
     """
     stored = _stored(source, config)
-    config = config or stored.config
+    return _by(stored if config is None else replace(stored, config=config))
+
+
+def _by(stored: model_dir.StoredModel) -> Model:
+    config = stored.config.copy_and_resolve_references()
     spec = build.segmenter_spec(config, len(stored.classes))
     arrays = model_dir.arrays_for(stored, config, spec)
-    config = config.copy_and_resolve_references()
     if config.eval.mode == "whole":
         config.eval.batch_size = 1  # images come one at a time
     program = network(spec).program(bfloat16=config.model.bfloat16)
     predictor = Predictor(program, build.eval_spec(config))
-    return Model(predictor, program.prepare(arrays), stored.classes, spec)
+    return Model(predictor, program.prepare(arrays), stored.classes, spec, stored)
 
 
 def _stored(source: str | os.PathLike, config) -> model_dir.StoredModel:
