@@ -1,6 +1,6 @@
 """Reads every example of a data set before training does, and reports all that is wrong.
 
-    python -m jaxseg.tools.check_data --config=configs/camvid.py --out=check_data
+    python -m jaxseg.tools.check_data --config=configs/segvit_vitti_camvid.py --out=check_data
 
 Prints counts, sizes and each class's share of the pixels; writes a page of samples per split and
 all problems to ``--out``. Exit code 1 when there is any problem.
