@@ -1,11 +1,13 @@
 """Train a segmenter: ``python train.py --config=configs/NAME.py --workdir=DIR``.
 
 Leaves in DIR: model.safetensors and config.json (what eval.py and the tools load), checkpoints/
-(to go on with --config.resume=True), metrics.jsonl, tensorboard/ and run.json. A killed run loses
-nothing that was checkpointed; SIGTERM checkpoints first.
+(to go on with --config.resume=True), metrics.jsonl, tensorboard/, run.json and starts.jsonl. A
+killed run loses nothing that was checkpointed; SIGTERM and Ctrl-C checkpoint first, a second one
+ends at once. docs/reliability.md says what is promised.
 """
 
 import contextlib
+import os
 import pathlib
 import shlex
 import signal
@@ -23,15 +25,16 @@ def train(config, workdir: str, command: str) -> None:
     """Everything from data to ``model.safetensors``."""
     import jax
 
-    from jaxseg import build, logs, model_dir, tasks, training
+    from jaxseg import build, logs, model_dir, resume, tasks, training
     from jaxseg.checkpoint import Checkpoints
-    from jaxseg.config import to_json
+    from jaxseg.config import from_json, to_json
     from jaxseg.data.pipeline import train_batches
     from jaxseg.models.initial import draw
     from jaxseg.models.segmenter import network, shapes
     from jaxseg.optim import learning_rate, make_optimizer, trainable
     from jaxseg.parallel import AXIS
     from jaxseg.progress import Progress
+    from jaxseg.run_lock import run_lock
 
     primary = jax.process_index() == 0
 
@@ -62,22 +65,28 @@ def train(config, workdir: str, command: str) -> None:
     # ---- start: fresh, or where the newest intact checkpoint ended ------------------------------
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(workdir) / "checkpoints"
+        if primary:
+            stack.enter_context(run_lock(workdir))  # before anything in the folder is touched
         checkpoints = stack.enter_context(Checkpoints(folder))
         log = stack.enter_context(logs.MetricLog(workdir)) if primary else None
-        first = 0
+        first, data = 0, resume.data_record(source, held_out)
         if checkpoints.latest() is not None:
             if not config.resume:
                 raise UserError(
                     f"{workdir} holds a run that reached step {checkpoints.latest()}; go on with "
                     f"--config.resume=True or name another --workdir"
                 )
+            text, before = logs.last_start(workdir)
+            configs = from_json(text, f"{workdir}/{logs.RUN}").to_dict(), config.to_dict()
+            for line in resume.compare(workdir, *configs, before, data, checkpoints.latest()):
+                print(line)
             first, state = checkpoints.restore(state)
             print(f"resume: step {first}")
         elif any(folder.glob("damaged_*")):
             raise UserError(f"{folder} holds damaged checkpoints only; name another --workdir")
         if primary:
             log.truncate_after(first)
-            logs.run_record(workdir, to_json(config), command)
+            logs.run_record(workdir, to_json(config), command, data, first)
 
         # ---- loop -------------------------------------------------------------------------------
         processes = jax.process_count()
@@ -125,7 +134,8 @@ def train(config, workdir: str, command: str) -> None:
         checkpoints.wait()
         if asked_to_stop() and state["step"] < plan.steps:
             raise UserError(
-                f"stopped by SIGTERM after step {state['step']}; go on with --config.resume=True"
+                f"stopped by Ctrl-C or SIGTERM after step {state['step']}; "
+                f"go on with --config.resume=True"
             )
         best = checkpoints.best()
         if best is not None and best != plan.steps:
@@ -137,11 +147,21 @@ def train(config, workdir: str, command: str) -> None:
 
 
 def _watch_sigterm(processes: int):
-    """A function that says whether SIGTERM has come; jax's own handler serves several processes."""
+    """A function that says whether SIGTERM or Ctrl-C has come; the second one ends the process at
+    once. Jax's own handler serves several processes."""
     if processes > 1:
         return lambda: False
     asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+
+    def note(number, _):
+        asked.append(True)
+        signal.signal(number, usual[number])
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print may be busy
+
+    for number in usual:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
+            signal.signal(number, note)
     return lambda: bool(asked)
 
 

@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import shutil
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +33,32 @@ SAVING, DELETED = ".saving_", ".deleted_"  # what a kill may leave behind
 
 class _Damaged(Exception):
     """A step is not what was saved."""
+
+
+class Health(NamedTuple):
+    """One step as `inspect` found it. ``damage``: what is wrong with it, "" if intact."""
+
+    step: int
+    metric: float | None
+    damage: str
+
+
+def inspect(directory: str | os.PathLike) -> list[Health]:
+    """The health of all steps, ascending; reads every byte, changes nothing.
+
+    Steps that a running training deletes meanwhile are left out.
+    """
+    found = []
+    for step, folder in sorted(_complete(pathlib.Path(directory)).items()):
+        metric, damage = None, ""
+        try:
+            metric = _manifest(folder)["metric"]
+            _verify(folder)
+        except _Damaged as error:
+            damage = str(error)
+        if folder.exists():
+            found.append(Health(step, metric, damage))
+    return found
 
 
 class Checkpoints:
@@ -102,9 +129,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """All complete steps, ascending; their content has not been verified."""
-        names = [path.name for path in self._directory.iterdir()]
-        found = [re.fullmatch(r"step_(\d{8,})", name) for name in names]
-        return sorted(int(match[1]) for match in found if match)
+        return sorted(_complete(self._directory))
 
     def latest(self) -> int | None:
         """The newest step, or None."""
@@ -115,7 +140,7 @@ class Checkpoints:
         scored = []
         for step in self.steps():
             try:
-                metric = self._manifest(step)["metric"]
+                metric = _manifest(self._path(step))["metric"]
             except _Damaged:
                 continue  # `restore` will say so when it is this step's turn
             if metric is not None:
@@ -137,8 +162,10 @@ class Checkpoints:
             found = None if number < 0 else number
         if found is None:
             what = "" if step is None else f" of step {step}"
+            mend = "go on from these with --config.resume=True" if self.steps() else "start anew"
             raise UserError(
-                f"{self._directory}: no intact checkpoint{what}; there are steps {self.steps()}"
+                f"{self._directory}: no intact checkpoint{what}; there are steps {self.steps()}: "
+                f"{mend}"
             )
         arrays = self._orbax.restore(self._path(found), ocp.args.PyTreeRestore())
         names, structure = _flatten(template)
@@ -161,11 +188,12 @@ class Checkpoints:
     def _write(self, step: int, arrays: dict[str, np.ndarray], metric: float | None) -> None:
         """In the background: save, make it count, drop the steps that need not be kept."""
         folder = self._free_name(f"{SAVING}{step}")
-        self._orbax.save(folder, ocp.args.PyTreeSave(arrays))
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        hashes = {str(path.relative_to(folder)): _sha256(path) for path in files}
-        content = {"step": step, "metric": metric, "files": hashes}
-        (folder / MANIFEST).write_text(json.dumps(content | {"sha256": digest({}, content)}))
+        try:
+            self._fill(folder, step, arrays, metric)
+        except BaseException:  # what is there would keep a full disk full
+            for path in self._directory.glob(f"{folder.name}*"):  # also under orbax's own name
+                shutil.rmtree(path, ignore_errors=True)
+            raise
         if self._path(step).exists():
             self._delete(step)
         folder.rename(self._path(step))
@@ -173,39 +201,28 @@ class Checkpoints:
         for old in set(steps) - set(steps[-self._keep :]) - {self.best()}:
             self._delete(old)
 
+    def _fill(
+        self, folder: pathlib.Path, step: int, arrays: dict[str, np.ndarray], metric: float | None
+    ) -> None:
+        """A whole step with its manifest, under the name ``folder``."""
+        self._orbax.save(folder, ocp.args.PyTreeSave(arrays))
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        hashes = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        content = {"step": step, "metric": metric, "files": hashes}
+        (folder / MANIFEST).write_text(json.dumps(content | {"sha256": digest({}, content)}))
+
     def _newest_intact(self, step: int | None) -> int | None:
         for candidate in reversed(self.steps()):
             if step not in (None, candidate):
                 continue
             try:
-                self._verify(candidate)
+                _verify(self._path(candidate))
                 return candidate
             except _Damaged as damage:
                 aside = self._free_name(f"damaged_{self._path(candidate).name}")
                 self._path(candidate).rename(aside)
                 print(f"checkpoint of step {candidate} is damaged ({damage}): now {aside}")
         return None
-
-    def _verify(self, step: int) -> None:
-        for name, expected in self._manifest(step)["files"].items():
-            try:
-                intact = _sha256(self._path(step) / name) == expected
-            except FileNotFoundError:
-                raise _Damaged(f"{name} is missing") from None
-            if not intact:
-                raise _Damaged(f"{name} differs from its sha256")
-
-    def _manifest(self, step: int) -> dict:
-        try:
-            content = json.loads((self._path(step) / MANIFEST).read_bytes())
-            intact = content.pop("sha256") == digest({}, content)
-        except (FileNotFoundError, NotADirectoryError):
-            raise _Damaged(f"{MANIFEST} is missing") from None
-        except (ValueError, KeyError, TypeError):  # not JSON, or not a manifest
-            intact = False
-        if not intact:
-            raise _Damaged(f"{MANIFEST} differs from its sha256")
-        return content
 
     def _check_space(self, size: int) -> None:
         free = shutil.disk_usage(self._directory).free
@@ -228,6 +245,36 @@ class Checkpoints:
     def _delete(self, step: int) -> None:
         trash = self._free_name(f"{DELETED}{step}")
         shutil.rmtree(self._path(step).rename(trash))
+
+
+def _complete(directory: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Step -> folder of all complete steps; their content has not been verified."""
+    matches = {path: re.fullmatch(r"step_(\d{8,})", path.name) for path in directory.iterdir()}
+    return {int(match[1]): path for path, match in matches.items() if match}
+
+
+def _verify(folder: pathlib.Path) -> None:
+    """Raise `_Damaged` unless all files are what the manifest says."""
+    for name, expected in _manifest(folder)["files"].items():
+        try:
+            intact = _sha256(folder / name) == expected
+        except FileNotFoundError:
+            raise _Damaged(f"{name} is missing") from None
+        if not intact:
+            raise _Damaged(f"{name} differs from its sha256")
+
+
+def _manifest(folder: pathlib.Path) -> dict:
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        intact = content.pop("sha256") == digest({}, content)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _Damaged(f"{MANIFEST} is missing") from None
+    except (ValueError, KeyError, TypeError):  # not JSON, or not a manifest
+        intact = False
+    if not intact:
+        raise _Damaged(f"{MANIFEST} differs from its sha256")
+    return content
 
 
 def _flatten(tree) -> tuple[dict[str, object], object]:

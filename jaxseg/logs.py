@@ -1,5 +1,7 @@
-"""What a run leaves behind besides weights: metrics.jsonl, TensorBoard events, run.json."""
+"""What a run leaves behind besides weights: metrics.jsonl, TensorBoard events, run.json, and
+starts.jsonl with a line like run.json for every start, resumed ones too."""
 
+import datetime
 import importlib.metadata
 import json
 import math
@@ -8,7 +10,10 @@ import platform
 import subprocess
 
 import jaxseg
+from jaxseg.errors import UserError
 from jaxseg.weights import write_atomically
+
+RUN, STARTS = "run.json", "starts.jsonl"
 
 
 class MetricLog:
@@ -51,15 +56,15 @@ class MetricLog:
             self._events.add_scalar(name, value, int(step))
 
     def truncate_after(self, step: int) -> None:
-        """Forget everything after ``step``, and a line that a crash left half written.
+        """Forget everything after ``step``, and lines that a crash left half written or damaged.
 
         A run that resumes at ``step`` calls it before its first `write`, so that no step is there
         twice. TensorBoard events stay in their file but are marked as replaced.
         """
         self._file.close()
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_atomically(self._path, "".join(kept).encode())
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
+        write_atomically(self._path, b"".join(kept))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         self._purge = step + 1
 
@@ -69,22 +74,60 @@ class MetricLog:
             self._events.close()
 
 
-def run_record(workdir, config_json: str, command: str) -> None:
-    """Write ``workdir/run.json``: what would be needed to run the same again."""
+def _step_of(line: bytes) -> float:
+    """The step of a line of metrics.jsonl; infinity if it is none (a power cut leaves zeros)."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def run_record(
+    workdir, config_json: str, command: str, data: dict | None = None, step: int = 0
+) -> None:
+    """Record a start: what would be needed to run the same again.
+
+    ``run.json`` is the newest start, ``starts.jsonl`` has all. ``data``: what `resume.compare`
+    needs to know of the data set; ``step``: the step this start goes on from.
+    """
     import jax
 
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
     record = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "step": step,
         "command": command,
         "config": json.loads(config_json),
+        "data": data,
         "commit": _commit(),
         "versions": {"python": platform.python_version(), "jaxseg": jaxseg.__version__} | versions,
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
     }
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(pathlib.Path(workdir) / "run.json", text.encode())
+    folder = pathlib.Path(workdir)
+    write_atomically(folder / RUN, (json.dumps(record, indent=2) + "\n").encode())
+    with open(folder / STARTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def last_start(workdir) -> tuple[str, dict | None]:
+    """Configuration (JSON) and data of the newest `run_record`. Raises UserError: missing, damaged.
+
+    The data is None where the run was started before it was recorded.
+    """
+    path = pathlib.Path(workdir) / RUN
+    try:
+        record = json.loads(path.read_bytes())
+        return json.dumps(record["config"]), record.get("data")
+    except OSError as error:
+        reason = error.strerror
+    except (ValueError, KeyError, TypeError, AttributeError):
+        reason = "damaged"
+    raise UserError(
+        f"{path}: {reason}, so nothing says what the run in {workdir} was; put it back (the last "
+        f"line of {STARTS} has the same content) or name another --workdir"
+    )
 
 
 def _commit() -> str | None:

@@ -51,7 +51,16 @@ def save_weights(
     """
     arrays = {name: np.asarray(params[name], order="C") for name in sorted(params)}
     header = dict(metadata) | {DIGEST: digest(arrays, metadata)}
-    write_atomically(path, safetensors.numpy.save(arrays, header))
+    write_atomically(path, _sorted_header(safetensors.numpy.save(arrays, header)))
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """safetensors writes metadata in random order; equal models shall be equal files."""
+    size = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + size])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    return data[:8] + text.ljust(size) + data[8 + size :]
 
 
 def load_weights(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:

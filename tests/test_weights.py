@@ -151,3 +151,13 @@ def test_check_same_does_not_blame_the_classes_for_a_width():
             {name: (shape[0] + 12,) for name, shape in three.items()},
             "a.safetensors",
         )
+
+
+def test_equal_models_are_equal_files(tmp_path):
+    arrays = {"a": np.arange(3.0, dtype=np.float32), "b": np.ones((2, 2), np.float32)}
+    files = set()
+    for i in range(12):  # safetensors alone wrote six different ones of fifty
+        save_weights(tmp_path / f"{i}", arrays, {"format": "jaxseg", "x": "1", "y": "2"})
+        files.add((tmp_path / f"{i}").read_bytes())
+    assert len(files) == 1
+    assert load_weights(tmp_path / "0")[1] == {"format": "jaxseg", "x": "1", "y": "2"}
