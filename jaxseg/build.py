@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from ml_collections import ConfigDict
 
@@ -16,6 +16,7 @@ from jaxseg.methods import METHODS
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
+from jaxseg.models.sparse import SparseSpec
 from jaxseg.models.vit import VARIANTS, ViTSpec
 from jaxseg.optim import OptimSpec
 from jaxseg.training import TrainSpec
@@ -106,7 +107,8 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
                 "config.model.head='cascade' reads all taps at once, so that nobody can leave "
                 "early: use atm or conv, or config.method.name=dense"
             )
-        return SegmenterSpec(vit, (HeadSpec(tuple(model.taps), _atm(model, classes)),))
+        heads = (HeadSpec(tuple(model.taps), _atm(model, classes)),)
+        return _choosing(config, SegmenterSpec(vit, heads))
     sizes = [_head_sizes(model, classes, last=tap == model.taps[-1]) for tap in model.taps]
     if decisions:
         sizes = [*map(_at_tokens, sizes[:-1]), sizes[-1]]
@@ -120,7 +122,31 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
         HeadSpec((tap,), size, decisions.get(tap))
         for tap, size in zip(model.taps, sizes, strict=True)
     )
-    return SegmenterSpec(vit, heads, config.method.final_at_exit)
+    return _choosing(config, SegmenterSpec(vit, heads, config.method.final_at_exit))
+
+
+def _choosing(config: ConfigDict, spec: SegmenterSpec) -> SegmenterSpec:
+    """With the method that chooses tokens before or inside blocks, if it is one of those."""
+    method, kind = config.method, METHODS[config.method.name]
+    if method.name in ("dense", "dtop"):
+        return spec
+    given = {field.name: method[field.name] for field in fields(kind)}
+    given = {name: value for name, value in given.items() if value != ()}  # () = as published
+    made = kind(**given)
+    end = spec.heads[-1].taps[-1] + 1
+    if tuple(sorted(set(made.layers))) != made.layers or not 1 <= made.layers[0]:
+        raise UserError(f"config.method.layers={made.layers}: name layers once each, rising from 1")
+    if made.layers[-1] > end:
+        raise UserError(
+            f"config.method.layers={made.layers}: the last head reads layer {end}; "
+            f"name layers up to that one"
+        )
+    if len(made.keep) != len(made.layers) or not all(0.0 < share <= 1.0 for share in made.keep):
+        raise UserError(
+            f"config.method.keep={made.keep}: give {len(made.layers)} shares, above 0 and up to 1, "
+            f"one for each of the layers {made.layers}"
+        )
+    return SparseSpec(spec.vit, spec.heads, method=made, seed=config.seed)
 
 
 def _at_tokens(sizes: AtmSpec | ConvSpec) -> AtmSpec | ConvSpec:
@@ -163,7 +189,7 @@ def _decisions(config: ConfigDict) -> dict[int, Callable]:
     """The decision after each block (0-based) where tokens leave."""
     method, taps = config.method, config.model.taps
     _one_of("method.name", method.name, tuple(METHODS))
-    if method.name == "dense":
+    if method.name != "dtop":
         return {}
     decisions = {}
     for layer in range(1, 24):

@@ -73,7 +73,8 @@ def defaults() -> ConfigDict:
     model.bfloat16 = False  # compute in bfloat16; parameters, losses and scores stay float32
 
     config.method = method = ConfigDict()
-    method.name = "dense"  # dense | dtop (tokens leave early)
+    # dense | dtop (tokens leave early) | svit, dynamicvit, evit, evovit, ats (tokens skip blocks)
+    method.name = "dense"
     # dtop: after layer N (1-based; a head must read block N - 1, see model.taps) tokens more
     # confident than this leave; 1 = no exit there.
     for layer in range(1, 24):
@@ -87,6 +88,22 @@ def defaults() -> ConfigDict:
     # the class probabilities of the last head (the released code; DToP footnote 2; STEP runs it).
     # True: it is final when the token leaves (DToP section 3.2; with SETR's heads it always is).
     method.final_at_exit = False
+
+    # The five that choose tokens. Layers (1-based) before which they do, of evit and ats in which;
+    # what is kept there, as shares of all patches (evit: of those left). () = as published.
+    method.layers = ()
+    method.keep = ()
+    method.preserve = True  # who is not chosen keeps its last features; False: reads as zero
+    method.reactivate = True  # svit: who has been skipped may come back
+    method.gate = "mlp"  # svit: mlp | complex (DynamicViT's)
+    # svit: at inference dynamic (the round(sum p) best) | sampled (as released) | static (keep)
+    method.selection = "dynamic"
+    method.ratio = (
+        "dynamic"  # svit: what keep is a target for: dynamic (batch) | fixed (every image)
+    )
+    method.ratio_weight = 4.0  # svit, dynamicvit: weight of that loss (dynamicvit: 2)
+    method.distil = 0.0  # dynamicvit: weight of what the model of init_from says (published: 0.5)
+    method.fuse = True  # evit: those who are dropped become one more token
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # adamw | sgd (momentum 0.9)
@@ -172,6 +189,7 @@ def _smoke(config: ConfigDict) -> None:
     config.model.update(variant="smoke", taps=taps)
     config.model.update(head_width=16, head_heads=2, head_layers=1, bfloat16=False)
     config.model.update(aux_head_width=16)
+    config.method.update(layers=(2, 3), keep=(0.7, 0.49), distil=0.0)
     config.init_from = ""
     config.optim.update(warmup_steps=1)
     config.train.update(batch_size=2, steps=2, log_every=1, eval_every=0, checkpoint_every=1)

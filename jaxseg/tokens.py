@@ -11,23 +11,27 @@ buffer in use, K classes, D width. ``*slots`` is "B C" in rows and "S" when pack
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["valid"], meta_fields=["prefix"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["valid", "policy"], meta_fields=["prefix"]
+)
 @dataclass(frozen=True)
 class Rows:
     """x is [B, C, D]. ``valid`` None means that all slots live.
 
     The first ``prefix`` slots of an image are class tokens: attended to, never graded or dropped.
+    ``policy``: what slots weigh as keys, in training with gradients (DynamicViT); else None.
     """
 
     valid: Bool[Array, "B C"] | None
     prefix: int
+    policy: Float[Array, "B C"] | None = None
 
     def patches(self, x: Float[Array, "B C ..."]) -> Bool[Array, "B C"]:
         """Living slots of ``x`` that are no class token."""
@@ -148,11 +152,9 @@ def pack(carry: Carry, keep: Bool[Array, "*slots"], lengths: tuple[int, ...]) ->
         count = keep.sum(axis=1, dtype=jnp.int32)
     start = jnp.cumsum(count) - count
     stays = (carry.owner >= 0) & keep_flat[jnp.maximum(carry.owner, 0)]
-    return Carry(
+    return replace(
+        carry,
         x=carry.x.reshape(slots, -1)[order],
         layout=Packed(start, count, carry.layout.prefix, lengths),
-        grid=carry.grid,
         owner=jnp.where(stays, place[jnp.maximum(carry.owner, 0)], -1),
-        canvas=carry.canvas,
-        left=carry.left,
     )

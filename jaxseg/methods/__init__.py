@@ -1,13 +1,20 @@
-"""The methods, one file per paper: each decides which tokens leave and moves nothing itself.
+"""The methods, one file per paper: each decides which tokens go on and moves nothing itself.
 
-A method is what stands behind `config.method.name`: the class of its decisions, made by
-`jaxseg.build` once per head after which tokens leave. A decision maps `jaxseg.fates.Grades` to a
-`jaxseg.fates.Plan`.
+A method is what stands behind `config.method.name`, made by `jaxseg.build`. Those that look after
+heads (dtop) are the class of a decision, `jaxseg.fates.Grades` to `jaxseg.fates.Plan`, made once
+per head. Those that look before or inside blocks are a whole method (`jaxseg.models.sparse.Method`):
+its cuts, its gates, and a decision `jaxseg.bypass.Look` to `jaxseg.bypass.Choice`; their fields are
+those of `config.method` of the same name.
 """
 
-from jaxseg.methods import dtop
+from jaxseg.methods import ats, dtop, dynamicvit, evit, evovit, svit
 
 METHODS = {
     "dense": None,  # every token stays
     "dtop": dtop.Exit,
+    "svit": svit.Skip,
+    "dynamicvit": dynamicvit.Drop,
+    "evit": evit.Fuse,
+    "evovit": evovit.Wait,
+    "ats": ats.Sample,
 }

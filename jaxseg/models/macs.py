@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from jaxseg import flops
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
+from jaxseg.models.sparse import SparseSpec
 
 
 def dense_macs(spec: SegmenterSpec, size: tuple[int, int]) -> flops.ModelMacs:
     """One forward pass on one image of ``size`` (height, width), all heads, all tokens alive."""
+    if isinstance(spec, SparseSpec):
+        return _sparse_macs(spec.dense(), size, [_patches(spec, size) + spec.prefix], spec.heads)
     slots = _patches(spec, size) + spec.vit.class_token
     return _macs(spec, size, [slots] * len(spec.heads))
 
@@ -21,6 +24,8 @@ def pruned_macs(
     ``alive``: slots, class tokens included, in each of the stages that those heads end. Without
     exits that is one stage and the last head alone.
     """
+    if isinstance(spec, SparseSpec):
+        return _sparse_macs(spec, size, alive, spec.heads[-1:])
     heads = tuple(spec.heads[i] for i in spec.active)
     return _macs(SegmenterSpec(spec.vit, heads), size, alive)
 
@@ -52,6 +57,35 @@ def _macs(spec: SegmenterSpec, size: tuple[int, int], alive: Sequence[float]) ->
         for head, slots in zip(spec.heads, alive, strict=True)
     )
     return flops.ModelMacs(backbone, heads, flops.resizes(spec.classes, size))
+
+
+def _sparse_macs(
+    spec: SparseSpec, size: tuple[int, int], alive: Sequence[float], heads: Sequence[HeadSpec]
+) -> flops.ModelMacs:
+    """Half blocks on the tokens of their stage; the decisions; heads on all patches."""
+    vit, patches = spec.vit, _patches(spec, size)
+    end = 2 * (spec.heads[-1].taps[-1] + 1)
+    bounds = [0, *(cut.position for cut in spec.cuts), end]
+    tokens = [
+        count
+        for count, first, last in zip(alive, bounds[:-1], bounds[1:], strict=True)
+        for _ in range(first, last)
+    ]
+    backbone = flops.halves(
+        patches,
+        vit.width,
+        tokens[::2],
+        tokens[1::2],
+        patch_values=3 * vit.patch**2,
+        mlp_ratio=vit.mlp_ratio,
+    )
+    if vit.final_norm and end == 2 * vit.depth:
+        backbone += flops.Macs({"layer norms": 5 * vit.width * (patches + spec.prefix)})
+    if spec.cuts:
+        decisions = spec.method.macs(vit.width, patches, [float(count) for count in alive])
+        backbone += flops.Macs({"choices": decisions})
+    of_heads = tuple(_head(head, vit.width, patches, size) for head in heads)
+    return flops.ModelMacs(backbone, of_heads, flops.resizes(spec.classes, size))
 
 
 def _patches(spec: SegmenterSpec, size: tuple[int, int]) -> int:

@@ -21,6 +21,7 @@ from jaxseg.tokens import Carry, Rows, readout
 
 Arrays = dict[str, jax.Array]  # dotted name -> array
 Decide = Callable[[Grades], Plan]
+TEACHER = "teacher."  # prefix of frozen parameters that only training has, for distillation
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,31 @@ class SegmenterSpec:
         """The heads that inference runs, one per stage: those that decide, and the last."""
         return (*self.exits, len(self.heads) - 1)
 
+    @property
+    def saves(self) -> bool:
+        """Whether less than all tokens are worked on."""
+        return bool(self.exits)
+
+    @property
+    def executor(self) -> Masked | Packing | None:
+        """What inference in one program lays tokens out with; None: the host picks capacities."""
+        return None if self.exits else Masked()
+
+    @property
+    def stages(self) -> int:
+        return len(self.active)
+
+    def model(self, batch_axis: str | None) -> "Segmenter":
+        return Segmenter(self, batch_axis)
+
+    def dense(self) -> "SegmenterSpec":
+        """The same network, the same parameters, nobody leaves."""
+        return replace(self, heads=tuple(replace(head, decide=None) for head in self.heads))
+
 
 def without_exits(spec: SegmenterSpec) -> SegmenterSpec:
     """The same network, the same parameters, nobody leaves."""
-    return replace(spec, heads=tuple(replace(head, decide=None) for head in spec.heads))
+    return spec.dense()
 
 
 class Segmenter(nnx.Module):
@@ -86,7 +108,7 @@ class Segmenter(nnx.Module):
 
     @property
     def stages(self) -> int:
-        return len(self.spec.active)
+        return self.spec.stages
 
     def begin(self, images: Float[Array, "B H W 3"]) -> Carry:
         """All patches alive, in rows; computed in the dtype of the parameters."""
@@ -150,10 +172,13 @@ class Segmenter(nnx.Module):
         With exits, each is taken over all patches: those that have left keep the logits of the head
         that saw them last, and gradients flow back into it, as in DToP's released code.
         """
+        return self._head_losses(self(images, key=key), labels)
+
+    def _head_losses(self, outputs: list, labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
         names = [f"aux_{i}" for i in range(len(self.heads) - 1)] + ["decode"]
         return {
             f"{name}.{term}": value
-            for name, head, logits in zip(names, self.heads, self(images, key=key), strict=True)
+            for name, head, logits in zip(names, self.heads, outputs, strict=True)
             for term, value in head.losses(logits, labels).items()
         }
 
@@ -241,7 +266,12 @@ class Network:
     graph: nnx.GraphDef
 
     def bind(self, params: Arrays, stats: Arrays) -> Segmenter:
-        return nnx.merge(self.graph, _nest(params), _nest(stats))
+        teacher = {n[len(TEACHER) :]: v for n, v in params.items() if n.startswith(TEACHER)}
+        own = {n: v for n, v in params.items() if not n.startswith(TEACHER)}
+        model = nnx.merge(self.graph, _nest(own), _nest(stats))
+        if teacher:
+            self.spec.teach(model, teacher)
+        return model
 
     def split(self, arrays: Arrays) -> tuple[Arrays, Arrays]:
         """(parameters, statistics) from one dict that holds both, as a weights file does."""
@@ -261,9 +291,10 @@ class Network:
 
         prepare = in_bfloat16 if bfloat16 else jax.device_put
         patch = self.spec.vit.patch
-        if executor is None and self.spec.exits:
-            return Chain(bind, Packing(), patch, len(self.spec.active), prepare)
-        return OneProgram(bind, executor or Masked(), patch, prepare)
+        executor = executor or self.spec.executor
+        if executor is None:
+            return Chain(bind, Packing(), patch, self.spec.stages, prepare)
+        return OneProgram(bind, executor, patch, prepare)
 
 
 def steered(program: Chain, spec: SegmenterSpec, decisions: Callable, name: str) -> Chain:
@@ -300,12 +331,12 @@ def stats_of(model: Segmenter) -> Arrays:
 
 def network(spec: SegmenterSpec, batch_axis: str | None = None) -> Network:
     """The network of ``spec``; ``batch_axis`` is where training shares batch statistics."""
-    return Network(spec, nnx.split(Segmenter(spec, batch_axis), nnx.Param, nnx.BatchStat)[0])
+    return Network(spec, nnx.split(spec.model(batch_axis), nnx.Param, nnx.BatchStat)[0])
 
 
 def shapes(spec: SegmenterSpec) -> tuple[dict, dict]:
     """Parameters and statistics as `jax.ShapeDtypeStruct`s under their names."""
-    model = Segmenter(spec)
+    model = spec.model(None)
     return _flatten(nnx.state(model, nnx.Param)), _flatten(nnx.state(model, nnx.BatchStat))
 
 
