@@ -98,9 +98,7 @@ def defaults() -> ConfigDict:
     method.gate = "mlp"  # svit: mlp | complex (DynamicViT's)
     # svit: at inference dynamic (the round(sum p) best) | sampled (as released) | static (keep)
     method.selection = "dynamic"
-    method.ratio = (
-        "dynamic"  # svit: what keep is a target for: dynamic (batch) | fixed (every image)
-    )
+    method.ratio = "dynamic"  # svit: keep is the target of dynamic (a batch) | fixed (every image)
     method.ratio_weight = 4.0  # svit, dynamicvit: weight of that loss (dynamicvit: 2)
     method.distil = 0.0  # dynamicvit: weight of what the model of init_from says (published: 0.5)
     method.fuse = True  # evit: those who are dropped become one more token

@@ -127,8 +127,5 @@ def inverse_cdf(
     # Of equal sums (scores of 0) the first in the order.
     sum_there = jnp.take_along_axis(scaled, nearest, axis=1)
     nearest = jax.vmap(functools.partial(jnp.searchsorted, side="left"))(scaled, sum_there)
-    rows = jnp.arange(len(score))[:, None]
-    taken = (
-        jnp.zeros_like(candidate).at[rows, jnp.take_along_axis(order, nearest, axis=1)].set(True)
-    )
-    return taken & candidate
+    at = (jnp.arange(len(score))[:, None], jnp.take_along_axis(order, nearest, axis=1))
+    return jnp.zeros_like(candidate).at[at].set(True) & candidate

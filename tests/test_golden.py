@@ -10,7 +10,7 @@ from verify_fixture import tolerances, verify
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared" / "fixtures"
-FAMILIES = ("F1", "F2", "F3", "F4", "F5")
+FAMILIES = ("F1", "F2", "F3", "F4", "F5", "F6")
 SMALL = GOLDEN / "F4_heads.npz"
 
 
@@ -40,9 +40,9 @@ def test_every_golden_output_has_a_tolerance_and_none_is_skipped(family):
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the whole reference files are not here")
-@pytest.mark.parametrize("family", ("F2", "F8"))
+@pytest.mark.parametrize("family", ("F2", "F6", "F8"))
 def test_shared(family):
-    """What the golden files leave out: gradients and pixel maps of F2, the metrics."""
+    """What the golden files leave out: gradients and pixel maps of F2, SViT whole, the metrics."""
     lines = []
     assert verify(only(SHARED, family), lines.append), lines
 

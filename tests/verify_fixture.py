@@ -48,6 +48,7 @@ PARTS = {
     "F3": fixture_parts.segvit,
     "F4": fixture_parts.heads_part,
     "F5": fixture_parts.timm_vit,
+    "F6": fixture_parts.svit_parts,
     "F8": fixture_parts.metrics,
 }
 

@@ -2,9 +2,9 @@
 
 A token's standing is what the class token pays to it, over all heads: that of block 4 to begin
 with, then in every block half of what it was and half of what the block says, for the tokens that
-went through it. Before each later block the int(keep x patches) of the best standing are chosen; the
-others stay as they are and may come back. The "fast update" of the paper (placeholders receive the
-change of a representative token) is left out as in its DeiT code. No parameters.
+went through it. Before each later block the int(keep x patches) of the best standing are chosen;
+the others stay as they are and may come back. The "fast update" of the paper (placeholders receive
+the change of a representative token) is left out as in its DeiT code. No parameters.
 
 As in SViT's version for dense prediction, tokens are chosen anew before every block, where the
 original moves them only before blocks 5 and 9; the class token is an artificial one.
