@@ -44,8 +44,8 @@ def evaluate(config, workdir: str, out: str = "") -> dict:
         )
 
     # ---- predict --------------------------------------------------------------------------------
-    # Where tokens leave early the same weights are run without exits too, image by image in turn.
-    specs = {"model": spec} | ({"dense": without_exits(spec)} if spec.exits else {})
+    # Where tokens leave or skip blocks the same weights are run densely too, images in turn.
+    specs = {"model": spec} | ({"dense": without_exits(spec)} if spec.saves else {})
     how = build.eval_spec(config)
     bfloat16 = config.model.bfloat16
     programs = {name: network(each).program(bfloat16=bfloat16) for name, each in specs.items()}
@@ -59,7 +59,7 @@ def evaluate(config, workdir: str, out: str = "") -> dict:
 
     # ---- count ----------------------------------------------------------------------------------
     crop = tuple(config.data.crop)
-    macs = exits.mean_macs(spec, result) if spec.exits else dense_macs(spec, crop)
+    macs = exits.mean_macs(spec, result) if spec.saves else dense_macs(spec, crop)
     per_image = exits.mean_gmacs(spec, result)
 
     # ---- report ---------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def evaluate(config, workdir: str, out: str = "") -> dict:
         "split": config.eval.split,
         "gmacs_backbone_and_final_head": macs.gmacs_backbone_and_final_head,
         "gmacs_all_heads": macs.gmacs_all_heads,
-        "gmacs_input": "mean over inputs" if spec.exits else list(crop),
+        "gmacs_input": "mean over inputs" if spec.saves else list(crop),
         "gmacs_per_image": per_image,
         "images_per_second": result.images_per_second,
         "compile_seconds": result.compile_seconds,
@@ -80,7 +80,7 @@ def evaluate(config, workdir: str, out: str = "") -> dict:
         "device": f"{device.device_kind} ({platform.processor() or platform.machine()})",
         "jax": jax.__version__,
     }
-    if spec.exits:
+    if spec.saves:
         summary |= exits.summary(spec, result, specs["dense"], found["dense"])
     iou = {n: _number(value) for n, value in zip(classes.names, scores.iou, strict=True)}
     results = {name: _number(value) for name, value in summary.items()} | {
@@ -99,8 +99,9 @@ def evaluate(config, workdir: str, out: str = "") -> dict:
         f"(all heads {macs.gmacs_all_heads:.2f})   images/s {result.images_per_second:.2f} "
         f"(after {result.compile_seconds:.1f} s of compiling)"
     )
-    if spec.exits:
+    if spec.saves:
         print(exits.line(summary))
+    if spec.exits:
         view = exits.StageView(network(spec), how)
         # Windows share one program, whole images of many sizes do not.
         samples = result.samples if how.mode == "whole" else result.samples[:3]

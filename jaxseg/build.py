@@ -3,7 +3,7 @@
 `ConfigDict` stops here: nothing below this file has seen one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 
 from ml_collections import ConfigDict
@@ -205,6 +205,18 @@ def _decisions(config: ConfigDict) -> dict[int, Callable]:
             threshold, method.context, method.k, method.share
         )
     return decisions
+
+
+def teacher(config: ConfigDict, spec: SegmenterSpec, arrays: Mapping) -> dict:
+    """What a method that distils learns from: a frozen copy of the weights training starts from."""
+    if not isinstance(spec, SparseSpec) or not spec.method.distil:
+        return {}
+    if not config.init_from.endswith(".safetensors"):
+        raise UserError(
+            f"config.init_from={config.init_from!r}: distillation learns from a trained dense "
+            f"model; name its model.safetensors, or set config.method.distil=0"
+        )
+    return spec.teacher_arrays(arrays)
 
 
 def optim_spec(config: ConfigDict) -> OptimSpec:

@@ -13,6 +13,7 @@ or reads as zero, which is the nearest to classification and worse.
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from jaxseg.bypass import Choice, Cut, Look
 from jaxseg.losses import Term, usage_term
@@ -48,8 +49,8 @@ class Drop:
     def choose(self, gates, look: Look) -> Choice:
         gate, prefix = gates[look.number], look.carry.layout.prefix
         if look.key is not None:
-            before = look.inside.astype("float32") if look.before is None else look.before
-            logits = gate(look.rows, before * look.patch)
+            before = look.inside.astype(jnp.float32) if look.before is None else look.before
+            logits = gate(look.rows, jnp.where(look.patch, before, 0.0))
             weight = before * straight_through(logits, jax.random.gumbel(look.key, logits.shape))
             return Choice(weight > 0, weight=weight, policy=True)
         seen = look.carry.layout.patches(look.carry.x)  # only what is left is looked at
