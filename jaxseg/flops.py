@@ -108,9 +108,9 @@ def halves(
 ) -> Macs:
     """A plain ViT whose attention and MLPs work on these tokens, layer by layer."""
     attended, all_mixed, all_transformed = (
-        sum(n**2 for n in mixed),
-        width * sum(mixed),
-        width * sum(transformed),
+        sum(float(n) ** 2 for n in mixed),  # no 32-bit integers
+        width * sum(map(float, mixed)),
+        width * sum(map(float, transformed)),
     )
     last = 5 * transformed[-1] * width if final_norm else 0
     return Macs(
