@@ -97,8 +97,12 @@ def sampled(
 
 
 def fingerprint(images: Float[Array, "B H W 3"], seed: int) -> UInt32[Array, " B"]:
-    """A number per image from its pixels and ``seed``: the same in every batch and layout."""
-    bits = jax.lax.bitcast_convert_type(images.astype(jnp.float32), jnp.uint32)
+    """A number per image from its pixels and ``seed``: the same in every batch and layout.
+
+    From every eighth row and column: it need not tell apart all images there are.
+    """
+    few = images[:, ::8, ::8].astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(few, jnp.uint32)
     bits = bits.reshape(len(images), -1)
     place = jnp.arange(bits.shape[1], dtype=jnp.uint32) * jnp.uint32(2654435761) | jnp.uint32(1)
     mixed = (bits ^ (bits >> jnp.uint32(15))) * place
