@@ -102,7 +102,7 @@ class SparseSpec(SegmenterSpec):
         """Lets a model in training learn from the arrays of `teacher_arrays`, prefix removed."""
         head = self.heads[-1]
         dense = network(SegmenterSpec(self.vit, (head,)))
-        frozen = dense.bind(*dense.split(jax.lax.stop_gradient(arrays)))
+        frozen = dense.bind(*dense.split(arrays))
 
         def teacher(images):
             prefix, grid = int(self.vit.class_token), frozen.vit.grid(*images.shape[1:3])
