@@ -48,9 +48,10 @@ class Predictor(nnx.Module):
         """``seen``: what each token weighs in the mean of its image; float32."""
         local = gelu(self.fc1(self.norm(x)))
         local, overall = jnp.split(local, 2, axis=-1)
-        seen = jnp.ones(x.shape[:2], x.dtype) if seen is None else seen.astype(x.dtype)
-        total = jnp.maximum(seen.sum(axis=1), 1e-6)
-        mean = jnp.einsum("bc,bcd->bd", seen, overall) / total[:, None]
+        seen = jnp.ones(x.shape[:2]) if seen is None else seen.astype(jnp.float32)
+        total = jnp.maximum(seen.sum(axis=1), 1e-6)  # a count in bfloat16 stops at 256
+        mean = jnp.einsum("bc,bcd->bd", seen / total[:, None], overall.astype(jnp.float32))
+        mean = mean.astype(x.dtype)
         joined = jnp.concatenate([local, jnp.broadcast_to(mean[:, None], local.shape)], axis=-1)
         return self.fc4(gelu(self.fc3(gelu(self.fc2(joined))))).astype(jnp.float32)
 
