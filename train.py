@@ -23,12 +23,10 @@ def train(config, workdir: str, command: str) -> None:
     """Everything from data to ``model.safetensors``."""
     import jax
 
-    from jaxseg import build, logs, model_dir, training
+    from jaxseg import build, logs, model_dir, tasks, training
     from jaxseg.checkpoint import Checkpoints
     from jaxseg.config import to_json
-    from jaxseg.convert.start import start_from
     from jaxseg.data.pipeline import train_batches
-    from jaxseg.inference import Predictor, evaluate
     from jaxseg.models.initial import draw
     from jaxseg.models.segmenter import network, shapes
     from jaxseg.optim import learning_rate, make_optimizer, trainable
@@ -44,11 +42,11 @@ def train(config, workdir: str, command: str) -> None:
     print(f"data: {len(source)} images, {len(held_out)} for validation, {len(classes)} classes")
 
     # ---- model ----------------------------------------------------------------------------------
-    spec = build.segmenter_spec(config, len(classes))
+    task = tasks.of(config)
+    spec = task.spec(config, len(classes))
     model = network(spec, AXIS)
-    params, stats = draw(*shapes(spec), config.seed)
-    if config.init_from:
-        params, stats, note = start_from(config.init_from, spec, params, stats)
+    params, stats, notes = task.start(config, spec, *draw(*shapes(spec), config.seed))
+    for note in notes:
         print(f"start: {note}")
     print(f"model: {sum(value.size for value in params.values()) / 1e6:.2f} M parameters")
 
@@ -60,7 +58,7 @@ def train(config, workdir: str, command: str) -> None:
     rate = learning_rate(optim)
     step = training.make_step(model, optimizer, rate, trained, plan)
     state = training.initial_state(params, stats, optimizer, trained, plan)
-    predictor = Predictor(model.program(bfloat16=plan.bfloat16), build.eval_spec(config))
+    validator = task.validator(config, model, plan.bfloat16)
 
     # ---- start: fresh, or where the newest intact checkpoint ended ------------------------------
     with contextlib.ExitStack() as stack:
@@ -111,15 +109,16 @@ def train(config, workdir: str, command: str) -> None:
                 log.write(done, **values)
             progress.update(done, loss=values["loss"], lr=values["lr"])
 
-        def validate(params, stats) -> float:
-            arrays = predictor.program.prepare(params | stats)
-            result = evaluate({"model": (predictor, arrays)}, held_out, label="validate")
-            return result["model"].scores.miou
+        def validate(done, params, stats) -> float:
+            found = validator(params, stats, held_out)
+            score = found.pop("score")
+            if primary:
+                named = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+                print(f"step {done}: validation {named}")
+                log.write(done, **{f"val_{name}": value for name, value in found.items()})
+            return score
 
         def checkpoint(done, state, score):
-            if primary and score is not None:
-                print(f"step {done}: validation mIoU {100 * score:.2f}")
-                log.write(done, val_miou=score)
             checkpoints.save(done, state, score)
 
         hooks = training.Hooks(report, checkpoint, validate, asked_to_stop)

@@ -15,13 +15,18 @@ from jaxseg.inference import EvalSpec
 from jaxseg.methods import METHODS
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
+from jaxseg.models.mask_transformer import MaskSpec
+from jaxseg.models.merged import MergeSpec
+from jaxseg.models.policy import PATCH, TRUNKS, OracleSpec, PolicySpec
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.sparse import SparseSpec
 from jaxseg.models.vit import VARIANTS, ViTSpec
 from jaxseg.optim import OptimSpec
 from jaxseg.training import TrainSpec
 
-HEADS = ("atm", "cascade", "conv")
+CHOICES = ("dense", "dtop", "svit", "dynamicvit", "evit", "evovit", "ats")  # of method.name
+HEADS = ("atm", "cascade", "conv", "mask_transformer")
+Sizes = AtmSpec | ConvSpec | MaskSpec
 DATA_SETS = ("folder", "shapes", "ade20k", "pascal_context", "coco_stuff10k")
 
 
@@ -108,11 +113,11 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
                 "early: use atm or conv, or config.method.name=dense"
             )
         heads = (HeadSpec(tuple(model.taps), _atm(model, classes)),)
-        return _choosing(config, SegmenterSpec(vit, heads))
+        return _choosing(config, SegmenterSpec(vit, heads, merge=_merge(config, heads)))
     sizes = [_head_sizes(model, classes, last=tap == model.taps[-1]) for tap in model.taps]
     if decisions:
         sizes = [*map(_at_tokens, sizes[:-1]), sizes[-1]]
-        if isinstance(sizes[-1], ConvSpec) and sizes[-1].convs > 1 and sizes[-1].up_scale > 1:
+        if isinstance(sizes[-1], ConvSpec) and not sizes[-1].at_tokens:
             raise UserError(
                 f"config.model.head_up_scale={model.head_up_scale}: where tokens leave early the "
                 f"last head must judge each by itself; use 1, config.model.head_layers=1 or "
@@ -122,7 +127,8 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
         HeadSpec((tap,), size, decisions.get(tap))
         for tap, size in zip(model.taps, sizes, strict=True)
     )
-    return _choosing(config, SegmenterSpec(vit, heads, config.method.final_at_exit))
+    whole = SegmenterSpec(vit, heads, config.method.final_at_exit, _merge(config, heads))
+    return _choosing(config, whole)
 
 
 def _choosing(config: ConfigDict, spec: SegmenterSpec) -> SegmenterSpec:
@@ -130,6 +136,11 @@ def _choosing(config: ConfigDict, spec: SegmenterSpec) -> SegmenterSpec:
     method, kind = config.method, METHODS[config.method.name]
     if method.name in ("dense", "dtop"):
         return spec
+    if spec.merge is not None:
+        raise UserError(
+            f"config.method.merge={method.merge!r}: patches cannot share tokens where "
+            f"{method.name} chooses among them; use none, or another config.method.name"
+        )
     given = {field.name: method[field.name] for field in fields(kind)}
     given = {name: value for name, value in given.items() if value != ()}  # () = as published
     made = kind(**given)
@@ -149,7 +160,54 @@ def _choosing(config: ConfigDict, spec: SegmenterSpec) -> SegmenterSpec:
     return SparseSpec(spec.vit, spec.heads, method=made, seed=config.seed)
 
 
-def _at_tokens(sizes: AtmSpec | ConvSpec) -> AtmSpec | ConvSpec:
+def _merge(config: ConfigDict, heads: tuple[HeadSpec, ...]) -> MergeSpec | None:
+    """Which patches share a token from the start."""
+    method = config.method
+    _one_of("method.merge", method.merge, ("none", "cts", "dcts"))
+    if method.merge == "none":
+        return None
+    if config.model.patch != PATCH:
+        raise UserError(f"config.model.patch={config.model.patch}: merging needs {PATCH}")
+    if any(isinstance(h.sizes, ConvSpec) and not h.sizes.at_tokens for h in heads):
+        raise UserError(
+            f"config.model.head_up_scale={config.model.head_up_scale}: where patches share tokens "
+            f"every head must judge each by itself; use 1, or config.method.merge=none"
+        )
+    decide = merge_decision(config)
+    if not decide.sides:  # nothing is ever merged: the dense network itself
+        return None
+    if method.policy == "oracle":
+        return MergeSpec(OracleSpec(decide.sides), decide)
+    return MergeSpec(PolicySpec(decide.sides, config.policy.trunk), decide)
+
+
+def merge_decision(config: ConfigDict) -> Callable:
+    """What accepts windows: that of ``method.merge``; with none, all that score 0.5 or more."""
+    method = config.method
+    if method.merge == "cts":
+        return METHODS["cts"](method.windows)
+    if method.merge == "dcts":
+        tau = tuple((side, method[f"tau{side}"]) for side in (2, 4, 8, 16))
+        return METHODS["dcts"](tau, method.guard, method.budget)
+    return METHODS["dcts"](tuple((side, 0.5) for side in config.policy.sides))
+
+
+def policy_spec(config: ConfigDict, classes: int) -> PolicySpec:
+    """The network that grades windows, to be trained."""
+    policy = config.policy
+    if len(policy.sides) != len(policy.purity) or not policy.sides:
+        raise UserError(
+            f"config.policy.purity={policy.purity}: give one share for each of "
+            f"config.policy.sides={policy.sides}"
+        )
+    if any(side not in (2, 4, 8, 16) for side in policy.sides):
+        raise UserError(f"config.policy.sides={policy.sides}: choose among 2, 4, 8 and 16")
+    _one_of("policy.trunk", policy.trunk, tuple(TRUNKS))
+    purity = tuple(policy.purity)
+    return PolicySpec(tuple(policy.sides), policy.trunk, classes, purity, policy.border)
+
+
+def _at_tokens(sizes: Sizes) -> Sizes:
     """The auxiliary head without up-sampling between its convolutions: it grades tokens one by one.
 
     Of SETR's released auxiliary heads (two 1x1 convolutions, x4 after each) an approximation: ReLU
@@ -158,15 +216,19 @@ def _at_tokens(sizes: AtmSpec | ConvSpec) -> AtmSpec | ConvSpec:
     return replace(sizes, up_scale=1) if isinstance(sizes, ConvSpec) else sizes
 
 
-def _head_sizes(model: ConfigDict, classes: int, *, last: bool) -> AtmSpec | ConvSpec:
+def _head_sizes(model: ConfigDict, classes: int, *, last: bool) -> Sizes:
     """Sizes of the last head or of an auxiliary one, which may be of another kind."""
     if not last and model.aux_head:
-        _one_of("model.aux_head", model.aux_head, ("atm", "conv"))
+        _one_of("model.aux_head", model.aux_head, ("atm", "conv", "mask_transformer"))
         model = model.copy_and_resolve_references()
         model.update(head=model.aux_head, head_width=model.aux_head_width)
         model.update(head_layers=model.aux_head_layers)
     if model.head == "atm":
         return _atm(model, classes)
+    if model.head == "mask_transformer":
+        weight = 1.0 if last else model.aux_weight
+        sizes = (model.head_width, model.head_heads, model.head_layers)
+        return MaskSpec(classes, *sizes, weight)
     return ConvSpec(
         classes=classes,
         channels=model.head_width,
@@ -188,7 +250,7 @@ def _atm(model: ConfigDict, classes: int) -> AtmSpec:
 def _decisions(config: ConfigDict) -> dict[int, Callable]:
     """The decision after each block (0-based) where tokens leave."""
     method, taps = config.method, config.model.taps
-    _one_of("method.name", method.name, tuple(METHODS))
+    _one_of("method.name", method.name, CHOICES)
     if method.name != "dtop":
         return {}
     decisions = {}
@@ -230,7 +292,7 @@ def optim_spec(config: ConfigDict) -> OptimSpec:
         weight_decay=optim.weight_decay,
         lr_multipliers=tuple(optim.lr_multipliers),
         no_decay=tuple(optim.no_decay),
-        freeze=tuple(optim.freeze),
+        freeze=tuple(optim.freeze) + _frozen_policy(config),
         clip_norm=optim.clip_norm,
         warmup_steps=optim.warmup_steps,
         warmup_multiplies=optim.warmup_multiplies,
@@ -239,6 +301,12 @@ def optim_spec(config: ConfigDict) -> OptimSpec:
         end_lr=optim.end_lr,
         total_steps=optim.schedule_steps or config.train.steps,
     )
+
+
+def _frozen_policy(config: ConfigDict) -> tuple[str, ...]:
+    """A policy is trained by itself: a segmenter's decisions pass no gradient to it."""
+    merges = config.task == "segment" and config.method.merge != "none"
+    return ("^policy",) if merges and merge_decision(config).sides else ()
 
 
 def train_spec(config: ConfigDict) -> TrainSpec:

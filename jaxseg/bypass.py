@@ -36,7 +36,7 @@ class Cut(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        *("x", "layout", "owner", "canvas", "left"),
+        *("x", "layout", "owner", "canvas", "left", "window"),
         *("inside", "weight", "reading", "memory", "noise", "taps"),
     ],
     meta_fields=["grid"],

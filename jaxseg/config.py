@@ -19,10 +19,11 @@ from jaxseg.errors import UserError
 def defaults() -> ConfigDict:
     """The common defaults: SegViT with DToP's decoupled heads on a folder of images and labels."""
     config = ConfigDict()
+    config.task = "segment"  # segment | policy (which windows of an image show one class)
     config.seed = 0
-    # Start weights: a ViT .npz of AugReg or timm (the backbone; heads start fresh), or a
-    # model.safetensors of this project (what fits; other class counts restart the classifier).
-    # "" = random.
+    # Start weights: a ViT of AugReg, timm or mmsegmentation (.npz, .safetensors, .pth; heads start
+    # fresh), or a model.safetensors of this project (what fits; other class counts restart the
+    # classifier). A policy: EfficientNet-Lite0 of timm. "" = random.
     config.init_from = ""
     # Go on from the newest checkpoint in the workdir. Otherwise a workdir with some is refused.
     config.resume = False
@@ -55,18 +56,19 @@ def defaults() -> ConfigDict:
     model.final_norm = False  # normalise the output of the last block (SETR)
     model.norm_epsilon = 1e-6  # of the ViT's layer norms; Segmenter's code uses 1e-5
     model.drop_path = 0.1  # stochastic depth of the last block, linear from 0
-    model.head = "atm"  # atm (DToP's SegViT) | cascade (SegViT v1) | conv (SETR, FCN)
+    # atm (DToP's SegViT) | cascade (SegViT v1) | conv (SETR, FCN) | mask_transformer (Segmenter)
+    model.head = "atm"
     model.taps = (
         5,
         7,
         11,
     )  # blocks (0-based) that heads read; atm, conv: one head each, the last answers
-    model.head_width = 384  # ATM: width of the class queries; conv: channels
-    model.head_heads = 6  # ATM: attention heads
-    model.head_layers = 3  # ATM: decoder layers; conv: convolutions
+    model.head_width = 384  # ATM: width of the class queries; conv: channels; else of the decoder
+    model.head_heads = 6  # ATM, mask transformer: attention heads
+    model.head_layers = 3  # ATM, mask transformer: decoder layers; conv: convolutions
     model.head_up_scale = 1  # conv: bilinear up-sampling after each convolution (where tokens
     # leave early, auxiliary heads grade them without it)
-    model.aux_head = ""  # kind of the heads before the last: atm | conv; "" = as the last
+    model.aux_head = ""  # kind of the heads before the last, not cascade; "" = as the last
     model.aux_head_width = 256  # and, where it differs, its width
     model.aux_head_layers = 1  # and its decoder layers or convolutions
     model.aux_weight = 0.4  # conv: loss weight of the heads before the last
@@ -102,6 +104,26 @@ def defaults() -> ConfigDict:
     method.ratio_weight = 4.0  # svit, dynamicvit: weight of that loss (dynamicvit: 2)
     method.distil = 0.0  # dynamicvit: weight of what the model of init_from says (published: 0.5)
     method.fuse = True  # evit: those who are dropped become one more token
+    # Patches that share a token: none | cts (a fixed number of windows of 2x2) | dcts (windows of
+    # 2, 4, 8 and 16 patches by threshold; with dtop's exits that is STEP)
+    method.merge = "none"
+    # The network that grades windows: the workdir of a run with config.task=policy. "" = the one
+    # that is stored with the model. "oracle" = the labels instead (evaluation only); "random" =
+    # one that nothing has trained (tests).
+    method.policy = ""
+    method.windows = 103  # cts: windows merged per image
+    for side in (2, 4, 8, 16):
+        method[f"tau{side}"] = 2.0  # dcts: merge windows with this score or more; above 1 = off
+    method.guard = False  # dcts: only where all smaller windows inside would be merged, too
+    method.budget = 0  # dcts: move the thresholds so that this many tokens are left; 0 = off
+
+    # config.task=policy: windows that are graded, in patches; the share of a window's pixels that
+    # its largest class must have; leave out windows on the rim with one class and unlabelled pixels
+    config.policy = ConfigDict()
+    config.policy.trunk = "lite0"  # EfficientNet-Lite0
+    config.policy.sides = (2,)
+    config.policy.purity = (1.0,)
+    config.policy.border = False
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # adamw | sgd (momentum 0.9)
@@ -183,6 +205,27 @@ def choosing(config: ConfigDict, arg: str, method: str, finetune_steps: int) -> 
     return finish(config, arg)
 
 
+def step(config: ConfigDict, arg: str, threshold: float) -> ConfigDict:
+    """STEP's published forms over the configuration of a dense ViT-L.
+
+    ``arg``: words joined by "_": ``at18`` (one exit, after layer 18; otherwise after 8 and 16),
+    ``tau4999`` (otherwise tau-6899), or ``smoke``. ``threshold``: that of the exits.
+    """
+    words = set(arg.split("_")) - {""}
+    config.method.name, config.method.merge = "dtop", "dcts"
+    config.policy.sides, config.policy.purity = (2, 4, 8, 16), (1.0, 1.0, 0.98, 0.98)
+    config.method.tau2, config.method.tau4 = (0.4, 0.9) if "tau4999" in words else (0.6, 0.8)
+    config.method.tau8 = config.method.tau16 = 0.9
+    exits = (18,) if "at18" in words else (8, 16)
+    config.model.taps = (*(layer - 1 for layer in exits), 23)
+    for layer in exits:
+        config.method[f"exit{layer}"].threshold = threshold
+    rest = words - {"at18", "tau4999"}
+    if rest - {"smoke"}:
+        raise UserError(f"--config=...:{arg}: unknown argument; use at18, tau4999 or smoke")
+    return finish(config, "smoke" if rest else "")
+
+
 def _smoke(config: ConfigDict) -> None:
     patch = config.model.patch
     config.data.update(name="shapes", train="train", val="val", test="test", ignore=())
@@ -198,6 +241,8 @@ def _smoke(config: ConfigDict) -> None:
     config.model.update(aux_head_width=16)
     config.method.update(layers=(2, 3), keep=(0.7, 0.49), distil=0.0)
     config.init_from = ""
+    config.method.update(policy="random", windows=2)
+    config.policy.trunk = "smoke"
     config.optim.update(warmup_steps=1)
     config.train.update(batch_size=2, steps=2, log_every=1, eval_every=0, checkpoint_every=1)
     config.eval.update(split="test", resize=(), crop=config.data.crop, pictures=2, batch_size=2)

@@ -31,16 +31,21 @@ class Answer(NamedTuple):
     scores: on the token grid; bilinear interpolation makes them those of pixels.
     alive: slots that each stage worked on, class tokens included.
     left: number of the exit at which each patch left, -1 if at none.
+    window: side of the window, in patches, that a patch shared its token with; 1 = alone.
     """
 
     scores: Float[Array, "B r c K"]
     alive: Int[Array, "B stages"]
     left: Int[Array, "B r c"]
+    window: Int[Array, "B r c"]
 
 
 @dataclass(frozen=True)
 class Masked:
     """All slots stay where they are."""
+
+    def compact(self, carry: Carry) -> Carry:
+        return carry
 
     def lay_out(self, carry: Carry, plan: Plan) -> Carry:
         batch, slots = carry.x.shape[:2]
@@ -81,18 +86,25 @@ class Packing:
         keep = ~plan.goes.reshape(carry.x.shape[:-1])
         if isinstance(carry.layout, Packed):
             keep &= jnp.arange(keep.size) < carry.layout.used
+        return pack(carry, keep, self._lengths(batch, slots))
+
+    def compact(self, carry: Carry) -> Carry:
+        """Packs slots of which some are dead from the start, as where patches share a token."""
+        if carry.layout.valid is None:
+            return carry
+        return pack(carry, carry.layout.valid, self._lengths(*carry.layout.valid.shape))
+
+    def _lengths(self, batch: int, slots: int) -> tuple[int, ...]:
         # One image fills its buffer, so that its capacity is window length enough.
-        lengths = (slots,) if batch == 1 else _equal_steps(slots, self.windows)
-        return pack(carry, keep, lengths)
+        return (slots,) if batch == 1 else _equal_steps(slots, self.windows)
 
     def pick(self, carry: Journey, choice: Choice) -> Journey:
         """``carry`` in rows. As many of each image: in shorter rows, else in one buffer."""
         prefix = carry.layout.prefix
         carry = choose(carry, choice)
         batch, slots = carry.x.shape[:2]
-        lengths = (slots,) if batch == 1 else _equal_steps(slots, self.windows)
         itself = jnp.arange(batch * slots, dtype=jnp.int32).reshape(batch, slots)
-        packed = pack(replace(carry, owner=itself), carry.inside, lengths)
+        packed = pack(replace(carry, owner=itself), carry.inside, self._lengths(batch, slots))
         if choice.count is None:
             return packed
         count = prefix + choice.count + (choice.fused is not None)
@@ -141,17 +153,21 @@ def step(model, executor: Masked | Packing, number: int, carry: Carry) -> Carry:
 
 def answer(model, images: Float[Array, "B H W 3"], executor: Masked | Packing) -> Answer:
     """All stages in one program."""
-    carry = model.begin(images)
+    carry = executor.compact(model.begin(images))
     alive = [carry.alive]
     for number in range(model.stages - 1):
         carry = executor.run(functools.partial(step, model, executor, number), carry)
         alive.append(carry.alive)
     scores = executor.run(model.finish, carry)
-    return Answer(scores, jnp.stack(alive, axis=1), left_of(carry))
+    return Answer(scores, jnp.stack(alive, axis=1), *maps_of(carry))
 
 
-def left_of(carry: Carry) -> Int[Array, "B r c"]:
-    """`Carry.left` on the grid."""
-    if carry.left is None:
-        return jnp.full((len(carry.x), *carry.grid), -1, jnp.int32)
-    return carry.left.reshape(-1, *carry.grid)
+def maps_of(carry: Carry) -> tuple[Int[Array, "B r c"], Int[Array, "B r c"]]:
+    """`Carry.left` and `Carry.window` on the grid."""
+
+    def on_grid(values: Int[Array, "B N"] | None, otherwise: int) -> Int[Array, "B r c"]:
+        if values is None:
+            return jnp.full((len(carry.alive), *carry.grid), otherwise, jnp.int32)
+        return values.reshape(-1, *carry.grid)
+
+    return on_grid(carry.left, -1), on_grid(carry.window, 1)

@@ -17,7 +17,7 @@ from jaxseg import exit_pictures, flops, labels, viz
 from jaxseg.data.classes import Classes
 from jaxseg.data.transforms import test_image
 from jaxseg.execute import Masked
-from jaxseg.inference import EvalResult, EvalSpec, Sample
+from jaxseg.inference import EvalResult, EvalSpec, Sample, fitted
 from jaxseg.models.heads import Logits
 from jaxseg.models.macs import gmacs_of, pruned_macs
 from jaxseg.models.segmenter import Arrays, Network, SegmenterSpec
@@ -45,7 +45,7 @@ def mean_macs(spec: SegmenterSpec, result: EvalResult) -> flops.ModelMacs:
 
 
 def kept_shares(result: EvalResult) -> np.ndarray:
-    """float64 [inputs, exits]: share of an input's tokens that are still inside after each exit."""
+    """float64 [inputs, exits]: share of an input's first tokens still inside after each exit."""
     alive = np.concatenate(result.alive).astype(np.float64)
     return alive[:, 1:] / alive[:, :1]
 
@@ -59,9 +59,11 @@ def summary(
     time falls as MACs do. Dense GMACs are those without auxiliary heads, which it does not run.
     """
     kept = kept_shares(pruned).mean(axis=0)
+    at_first = np.concatenate(pruned.alive)[:, 0] / np.concatenate(dense.alive)[:, 0]
     ratio = mean_gmacs(dense_spec, dense) / mean_gmacs(spec, pruned)
     speedup = pruned.images_per_second / dense.images_per_second
     return {
+        "tokens_after_merging": float(at_first.mean()),
         "exit_layers": layers_of(spec),
         "kept_after_exit": [float(share) for share in kept],
         "dense_miou": dense.scores.miou,
@@ -75,16 +77,17 @@ def summary(
 
 def line(found: Mapping[str, object]) -> str:
     """`summary` in one line for people."""
-    kept = ", ".join(
-        f"{100 * share:.0f} % of the tokens after layer {layer}"
+    kept = [
+        f"{100 * share:.0f} % of them after layer {layer}"
         for layer, share in zip(found["exit_layers"], found["kept_after_exit"], strict=True)
-    )
+    ]
+    inside = ", ".join([f"{100 * found['tokens_after_merging']:.0f} % of the tokens", *kept])
     return (
         f"dense: mIoU {100 * found['dense_miou']:.2f}, {found['dense_gmacs_per_image']:.2f} GMACs, "
-        f"{found['dense_images_per_second']:.2f} images/s; with exits "
+        f"{found['dense_images_per_second']:.2f} images/s; pruned "
         f"{found['gmacs_per_image']:.2f} GMACs ({found['flops_ratio']:.2f} times fewer), "
         f"{found['speedup']:.2f} times as fast, efficiency {found['efficiency']:.2f}; "
-        f"inside: {kept}"
+        f"inside: {inside}"
     )
 
 
@@ -185,7 +188,7 @@ def write_pictures(
     with Progress(len(samples), "pictures") as progress:
         for done, sample in enumerate(samples, start=1):
             stages = view(arrays, sample.image)
-            seen = _fitted(sample.image, view.how)
+            seen = fitted(sample.image, view.how)
             label, *found = (_nearest(m, seen.shape[:2]) for m in (sample.label, *stages.labels))
             sheet = exit_pictures.panels(seen, label, found, stages.left, layers, classes, patch)
             viz.save_png(folder / f"{sample.name.replace('/', '_')}.png", sheet)
@@ -198,13 +201,6 @@ def write_pictures(
         folder / "difficulty.png", exit_pictures.difficulty_histogram(joined, layers, thresholds)
     )
     viz.save_png(folder / "kept.png", exit_pictures.shares_histogram(kept_shares(result), layers))
-
-
-def _fitted(image: np.ndarray, how: EvalSpec) -> np.ndarray:
-    """The pixels that the network saw, uint8."""
-    fit = how.resize or (None, None)
-    zero, one = (0.0,) * 3, (1.0,) * 3
-    return test_image(image, *fit, zero, one).round().clip(0, 255).astype(np.uint8)
 
 
 def _nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -51,6 +51,7 @@ def exit_(carry: Carry, plan: Plan, number: int) -> Carry:
     if owner is None:
         batch, slots = carry.x.shape[:2]
         owner = first_owner(carry.layout, batch, slots)
+    if left is None:
         left = jnp.full(owner.shape, -1, jnp.int32)
     leaves = (owner >= 0) & plan.leaves[jnp.maximum(owner, 0)]
     x = carry.x

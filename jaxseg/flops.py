@@ -42,19 +42,21 @@ class ModelMacs:
     backbone: Macs
     heads: tuple[Macs, ...]
     resizes: Macs
+    policy: Macs = Macs({})  # the network that grades windows; CTS and STEP do not count it
 
     @property
     def gmacs_backbone_and_final_head(self) -> float:
-        return (self.backbone.total + self.heads[-1].total + self.resizes.total) / 1e9
+        parts = (self.policy, self.backbone, self.heads[-1], self.resizes)
+        return sum(part.total for part in parts) / 1e9
 
     @property
     def gmacs_all_heads(self) -> float:
-        every = self.backbone.total + sum(head.total for head in self.heads) + self.resizes.total
-        return every / 1e9
+        return sum(p.total for p in (self.policy, self.backbone, *self.heads, self.resizes)) / 1e9
 
     def table(self) -> str:
         """A line per part and both totals, in GMACs."""
-        rows = [(f"backbone: {name}", macs) for name, macs in self.backbone.parts.items()]
+        rows = [(f"policy: {name}", macs) for name, macs in self.policy.parts.items()]
+        rows += [(f"backbone: {name}", macs) for name, macs in self.backbone.parts.items()]
         for i, head in enumerate(self.heads):
             kind = "final head" if i == len(self.heads) - 1 else f"auxiliary head {i}"
             rows += [(f"{kind}: {name}", macs) for name, macs in head.parts.items()]
@@ -78,6 +80,7 @@ def mean(counts: Iterable[ModelMacs]) -> ModelMacs:
         average([c.backbone for c in counts]),
         tuple(average(heads) for heads in zip(*(c.heads for c in counts), strict=True)),
         average([c.resizes for c in counts]),
+        average([c.policy for c in counts]),
     )
 
 

@@ -10,7 +10,7 @@ There a single view's labels are interpolated only where neighbouring tokens dis
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -70,12 +70,14 @@ class Prediction(NamedTuple):
 
     inputs: the size of every input (window or view), batch filling left out. alive: slots that each
     stage worked on. left: per input, the exit at which each token of its grid left, -1 if at none.
+    window: per input, the side of the window that each patch shared its token with, 1 = alone.
     """
 
     labels: UInt8[np.ndarray, "H W"]
     inputs: tuple[Size, ...]
     alive: Int[np.ndarray, "inputs stages"]
     left: tuple[Int[np.ndarray, "r c"], ...]
+    window: tuple[Int[np.ndarray, "r c"], ...]
 
 
 @dataclass(frozen=True)
@@ -175,9 +177,11 @@ class Predictor:
             for n, g, s in zip(answer.scores.shape[1:3], given, size, strict=True)
         )
         maps = np.asarray(_label_map(answer.scores, rows, columns))
-        alive, left = np.asarray(answer.alive), np.asarray(answer.left)
+        alive, left, window = map(np.asarray, answer[1:])
         return [
-            Prediction(maps[i, : size[0], : size[1]], (given,), alive[i : i + 1], (left[i],))
+            Prediction(
+                maps[i, : size[0], : size[1]], (given,), alive[i : i + 1], (left[i],), (window[i],)
+            )
             for i in range(len(images))
         ]
 
@@ -190,13 +194,13 @@ class Predictor:
             last = view
             given += inputs
         found = np.asarray(windows.label_views(total, last))[:height, :width]
-        sizes, alive, left = zip(*given, strict=True)
-        return Prediction(found, sizes, np.stack(alive), left)
+        sizes, alive, left, window = zip(*given, strict=True)
+        return Prediction(found, sizes, np.stack(alive), left, window)
 
     def _views(self, params: dict, image: np.ndarray) -> Iterator[tuple[windows.View, list]]:
         """The scores of each resized, perhaps mirrored copy, with the way back to the original.
 
-        Beside it (size, alive, left) of each input of the network.
+        Beside it (size, alive, left, window) of each input of the network.
         """
         size, spec = image.shape[:2], self.spec
         for scale in spec.scales:
@@ -251,9 +255,16 @@ class Predictor:
 _label_map = jax.jit(labels.label_map)
 
 
+def fitted(image: UInt8[np.ndarray, "H W 3"], how: EvalSpec) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels that a network sees of a whole image, before they are normalised."""
+    fit = how.resize or (None, None)
+    zero, one = (0.0,) * 3, (1.0,) * 3
+    return test_image(image, *fit, zero, one).round().clip(0, 255).astype(np.uint8)
+
+
 def _inputs(answer: Answer, size: Size, count: int) -> list[tuple]:
-    alive, left = np.asarray(answer.alive), np.asarray(answer.left)
-    return [(size, alive[i], left[i]) for i in range(count)]
+    maps = [np.asarray(values) for values in answer[1:]]
+    return [(size, *(values[i] for values in maps)) for i in range(count)]
 
 
 class Sample(NamedTuple):
@@ -263,6 +274,7 @@ class Sample(NamedTuple):
     image: UInt8[np.ndarray, "H W 3"]
     label: UInt8[np.ndarray, "H W"]
     prediction: UInt8[np.ndarray, "H W"]
+    window: Int[np.ndarray, "r c"]  # of its first input
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,13 +307,16 @@ class EvalResult:
 
 
 def evaluate(
-    predictors: Mapping[str, tuple[Predictor, dict]],
+    predictors: Mapping[str, tuple[Predictor, dict | Callable[[Sequence[dict]], dict]]],
     source: Source,
     *,
     pictures: int = 0,
     label: str = "eval",
 ) -> dict[str, EvalResult]:
     """Predicts every image of ``source`` with every (predictor, prepared parameters), by name.
+
+    Instead of parameters there may be a function that makes them from a batch of samples
+    (`jaxseg.oracle`).
 
     They take turns on each batch of images, in an order that alternates, so that a change of the
     machine's load falls on all. Keeps ``pictures`` samples, evenly spread. ``label`` names the
@@ -336,7 +351,8 @@ class _Tally:
 
     def add(self, batch: list[dict], classes: int, wanted: set[int], done: int) -> None:
         images = [sample["image"] for sample in batch]
-        found, seconds, compiling = self.predictor.timed(self.params, images)
+        params = self.params(batch) if callable(self.params) else self.params
+        found, seconds, compiling = self.predictor.timed(params, images)
         self.seconds.append(seconds)
         self.compile_seconds += compiling
         for i, (sample, prediction) in enumerate(zip(batch, found, strict=True)):
@@ -349,7 +365,7 @@ class _Tally:
             self.accuracies.append(metrics.ratio(of_image.trace(), of_image[:-1].sum()))
             if done + i in wanted:
                 pixels = (sample["image"], sample["label"], prediction.labels)
-                self.samples.append(Sample(sample["name"], *pixels))
+                self.samples.append(Sample(sample["name"], *pixels, prediction.window[0]))
 
     def result(self, classes: Classes) -> EvalResult:
         return EvalResult(

@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from jaxseg import config as configuration
 from jaxseg.data.classes import Classes
 from jaxseg.errors import UserError
-from jaxseg.weights import load_weights, save_weights, write_atomically
+from jaxseg.models.segmenter import SegmenterSpec, shapes
+from jaxseg.weights import check_same, load_weights, save_weights, write_atomically
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+POLICY = "policy."  # names of the arrays of a segmenter's policy
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class StoredModel:
     arrays: dict[str, np.ndarray]
     config: ConfigDict
     classes: Classes
+    origin: str
 
 
 def save(
@@ -56,4 +59,39 @@ def load(directory: str) -> StoredModel:
         ) from None
     config = configuration.from_json(text, origin)
     arrays, _ = load_weights(folder / WEIGHTS)
-    return StoredModel(arrays, config, classes)
+    return StoredModel(arrays, config, classes, str(folder))
+
+
+def arrays_for(stored: StoredModel, config: ConfigDict, spec: SegmenterSpec) -> dict:
+    """The model's arrays, with those of its policy where they are not stored beside them.
+
+    Raises UserError: arrays that do not fit ``spec``.
+    """
+    arrays = dict(stored.arrays)
+    if spec.merge is not None and not any(name.startswith(POLICY) for name in arrays):
+        arrays |= policy_arrays(config, spec)
+    wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}
+    if config.method.policy == "oracle":  # its windows come with every batch
+        wanted = {name: shape for name, shape in wanted.items() if not name.startswith(POLICY)}
+    if spec.merge is None or config.method.policy == "oracle":
+        arrays = {name: value for name, value in arrays.items() if not name.startswith(POLICY)}
+    check_same(arrays, wanted, f"{stored.origin}/{WEIGHTS}")
+    return arrays
+
+
+def policy_arrays(config: ConfigDict, spec: SegmenterSpec) -> dict[str, np.ndarray]:
+    """Arrays of the policy that ``config.method.policy`` names, as the segmenter calls them."""
+    where = config.method.policy
+    if where in ("oracle", "random"):
+        return {}
+    if not where:
+        raise UserError(
+            f"config.method.merge={config.method.merge!r} needs a policy: name the workdir of its "
+            f"training with config.method.policy=DIR (or oracle, to evaluate with labels)"
+        )
+    found, _ = load_weights(pathlib.Path(where) / WEIGHTS)
+    found = {POLICY + name: value for name, value in found.items()}
+    wanted = {n: s.shape for part in shapes(spec) for n, s in part.items() if n.startswith(POLICY)}
+    # One trained for more sides serves fewer.
+    check_same({n: v for n, v in found.items() if n in wanted}, wanted, f"{where}/{WEIGHTS}")
+    return {name: found[name] for name in wanted}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxseg.execute import Answer, Masked, Packing, answer, left_of, step, within
+from jaxseg.execute import Answer, Masked, Packing, answer, maps_of, step, within
 from jaxseg.tokens import Carry
 
 Arrays = dict[str, jax.Array]
@@ -53,42 +53,50 @@ class Chain:
     """One program per (stage, capacity); the host picks the capacity of the next stage.
 
     For that it reads the token counts of the images, a few integers per exit. ``stages`` is that
-    of the model; see `OneProgram` for the rest.
+    of the model. ``merges``: patches share tokens from the start, so that the first stage is
+    packed already. See `OneProgram` for the rest.
     """
 
     bind: Callable[[Arrays], object]
     executor: Packing
     patch: int
     stages: int
+    merges: bool = False
     prepare: Callable[[Arrays], Arrays] = jax.device_put
 
     def __call__(self, arrays: Arrays, images: jax.Array) -> Answer:
         carry = self._first(arrays, images)
         slots = len(carry.x)
-        alive = [np.full(len(images), slots // len(images)), np.asarray(carry.alive)]
-        for number in range(1, self.stages - 1):
+        alive = [] if self.merges else [np.full(len(images), slots // len(images))]
+        alive.append(np.asarray(carry.alive))
+        for number in self._packed_exits:
             capacity = self._capacity(slots, alive[-1])
             carry = self._middle(arrays, carry, number, capacity)
             alive.append(np.asarray(carry.alive))
-        scores, left = self._last(arrays, carry, self._capacity(slots, alive[-1]))
-        return Answer(scores, np.stack(alive, axis=1), left)
+        scores, *maps = self._last(arrays, carry, self._capacity(slots, alive[-1]))
+        return Answer(scores, np.stack(alive, axis=1), *maps)
 
     def warmup(self, arrays: Arrays, shape: tuple[int, int, int, int]) -> int:
         """Compiles every (stage, capacity) for images of ``shape``; returns how many."""
         start = self._first(arrays, np.zeros(shape, np.float32))
         capacities = self.executor.capacities(len(start.x))
         for capacity in capacities:
-            for number in range(1, self.stages - 1):
+            for number in self._packed_exits:
                 self._middle(arrays, _copy(start), number, capacity)
-            scores, _ = self._last(arrays, _copy(start), capacity)
+            scores, *_ = self._last(arrays, _copy(start), capacity)
             scores.block_until_ready()
-        return 1 + len(capacities) * (self.stages - 1)
+        return 1 + len(capacities) * (len(self._packed_exits) + 1)
 
     @property
     def compiled(self) -> int:
         """Programs compiled so far."""
         programs = (self._first, self._middle, self._last)
         return sum(program._cache_size() for program in programs)
+
+    @property
+    def _packed_exits(self) -> range:
+        """The stages that end in an exit and begin packed."""
+        return range(0 if self.merges else 1, self.stages - 1)
 
     def _capacity(self, slots: int, alive: np.ndarray) -> int:
         return next(c for c in self.executor.capacities(slots) if c >= alive.sum())
@@ -97,7 +105,8 @@ class Chain:
     def _first(self):
         def first(arrays, images):
             model = self.bind(arrays)
-            return step(model, self.executor, 0, model.begin(images))
+            carry = self.executor.compact(model.begin(images))
+            return carry if self.merges else step(model, self.executor, 0, carry)
 
         return jax.jit(first)
 
@@ -112,7 +121,7 @@ class Chain:
     @functools.cached_property
     def _last(self):
         def last(arrays, carry, capacity):
-            return within(self.bind(arrays).finish, capacity, carry), left_of(carry)
+            return within(self.bind(arrays).finish, capacity, carry), *maps_of(carry)
 
         return jax.jit(last, static_argnums=2)
 

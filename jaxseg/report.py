@@ -83,7 +83,7 @@ def write_report(
     """Writes the page to ``path``.
 
     ``summary`` is shown as lines of name and value, floats to four digits. ``samples`` are
-    (name, image uint8[H,W,3], label uint8[H,W], prediction uint8[H,W]).
+    (name, image uint8[H,W,3], label uint8[H,W], prediction uint8[H,W], ...).
     """
     means = {
         "mean IoU %": scores.miou,
@@ -142,7 +142,7 @@ def _samples(classes: Classes, samples: Sequence[tuple]) -> str:
     if shown[-1] >= len(classes):
         entries.append("<span class='swatch hatch'></span>ignored")
     figures = []
-    for name, image, label, prediction in samples:
+    for name, image, label, prediction, *_ in samples:
         pictures = {
             "image": image,
             "label": viz.overlay(image, label, classes),

@@ -87,7 +87,7 @@ Layout = Rows | Packed
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["x", "layout", "owner", "canvas", "left"],
+    data_fields=["x", "layout", "owner", "canvas", "left", "window"],
     meta_fields=["grid"],
 )
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Carry:
     canvas: what patches that have left keep; None before the first exit. Entries of patches that
         are still inside mean nothing.
     left: number of the exit at which a patch left, -1 while it is inside; None like ``canvas``.
+    window: side of the window that a patch shares its slot with, 1 = alone; None: all are alone.
     """
 
     x: Float[Array, "*slots D"]
@@ -107,6 +108,7 @@ class Carry:
     owner: Int[Array, "B N"] | None = None
     canvas: Float[Array, "B N K"] | None = None
     left: Int[Array, "B N"] | None = None
+    window: Int[Array, "B N"] | None = None
 
     @property
     def alive(self) -> Int[Array, " B"]:
@@ -123,6 +125,8 @@ def readout(carry: Carry, per_slot: Float[Array, "*slots F"]) -> Float[Array, "B
     if carry.owner is None:
         return per_slot[:, carry.layout.prefix :]
     inside = per_slot.reshape(-1, per_slot.shape[-1])[jnp.maximum(carry.owner, 0)]
+    if carry.canvas is None:
+        return inside
     return jnp.where((carry.owner >= 0)[..., None], inside, carry.canvas.astype(inside.dtype))
 
 

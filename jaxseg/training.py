@@ -154,12 +154,13 @@ def _cast(params: Arrays, dtype) -> Arrays:
 class Hooks:
     """What the loop reports to. Every function takes the number of finished steps first.
 
-    log(step, values); checkpoint(step, host state, score or None); evaluate(params, stats) -> mIoU.
+    log(step, values); checkpoint(step, host state, score or None); evaluate(step, params, stats)
+    -> score, the higher the better.
     """
 
     log: Callable[[int, dict[str, float]], None]
     checkpoint: Callable[[int, State, float | None], None]
-    evaluate: Callable[[Arrays, Arrays], float]
+    evaluate: Callable[[int, Arrays, Arrays], float]
     stop: Callable[[], bool]
 
 
@@ -184,7 +185,7 @@ def fit(
             _check_finite(done, values, spec)
         score = None
         if last or (spec.eval_every and done % spec.eval_every == 0):
-            score = hooks.evaluate(*weights_of(unreplicate(state)))
+            score = hooks.evaluate(done, *weights_of(unreplicate(state)))
         if last or stopping or score is not None or done % spec.checkpoint_every == 0:
             hooks.checkpoint(done, unreplicate(state), score)
         if stopping:

@@ -66,7 +66,7 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             params = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: not a complete safetensors file ({error}); download or convert it again"
         ) from None

@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 bash scripts/install.sh test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest -q "$@"
+.venv/bin/python -m pytest -q -n 2 --dist loadfile "$@"

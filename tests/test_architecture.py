@@ -19,6 +19,7 @@ LOW = (
     "flops",
     "labels",
 )
+ABOVE = ("tools", "tasks", "cli", "build", "config", "model_dir", "model", "foreign")
 ONLY_IN = {
     "orbax": {"checkpoint.py"},
     "ml_collections": {"config.py", "build.py", "cli.py", "model_dir.py"},
@@ -50,7 +51,7 @@ def test_imports_go_one_way(path):
         above += ("jaxseg.models", "jaxseg.training", "jaxseg.inference", "jaxseg.convert")
     if part(path) == "models":
         above += ("jaxseg.data", "jaxseg.training", "jaxseg.inference", "jaxseg.convert")
-    if part(path) not in ("tools", "cli", "build", "config", "model_dir", "model"):
+    if part(path) not in ABOVE:
         assert not [name for name in used if name.startswith(above)]
     for package, allowed in ONLY_IN.items():
         if path.name not in allowed:

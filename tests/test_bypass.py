@@ -14,7 +14,7 @@ from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
 from jaxseg.models.macs import dense_macs, pruned_macs
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, network, shapes, without_exits
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, dense_form, network, shapes
 from jaxseg.models.sparse import SparseSpec
 from jaxseg.models.vit import ViTSpec
 
@@ -133,7 +133,7 @@ def test_everybody_chosen_is_dense():
     ):
         spec = SparseSpec(VIT, NAIVE, method=method)
         arrays = numbers(spec)
-        dense = network(without_exits(spec)).program()(arrays, images(2))
+        dense = network(dense_form(spec)).program()(arrays, images(2))
         for executor in (Masked(), None):
             ours = network(spec).program(executor)(arrays, images(2))
             np.testing.assert_allclose(ours.scores, dense.scores, atol=1e-5)
@@ -197,4 +197,4 @@ def test_macs_count_halves_and_choices():
     assert parts["choices"] == width * (36 + 16)
     plain = dense_macs(SegmenterSpec(dataclasses.replace(VIT, class_token=True), NAIVE), size)
     assert dense_macs(spec, size).gmacs_all_heads == pytest.approx(plain.gmacs_all_heads)
-    assert pruned_macs(without_exits(spec), size, [36]) == dense_macs(spec, size)
+    assert pruned_macs(dense_form(spec), size, [36]) == dense_macs(spec, size)

@@ -31,6 +31,8 @@ def class_count(name: str, config) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_full_size(name):
     config = config_of(name)
+    if config.task == "policy":
+        return policy_at_full_size(config, class_count(name, config))
     spec = build.segmenter_spec(config, class_count(name, config))
     params, stats = shapes(spec)
     build.recipe(config), build.optim_spec(config), build.train_spec(config)
@@ -44,6 +46,21 @@ def test_full_size(name):
     grid = tuple(side // spec.vit.patch for side in size)
     on_pixels = config.model.head == "cascade"
     assert answer.scores.shape == (1, *(size if on_pixels else grid), spec.classes)
+
+
+def policy_at_full_size(config, classes: int):
+    spec = build.policy_spec(config, classes)
+    params, stats = shapes(spec)
+    build.optim_spec(config), build.train_spec(config), build.eval_spec(config)
+    crop = build.recipe(config).crop
+    bound = jax.eval_shape(
+        lambda arrays, images: network(spec).bind(*network(spec).split(arrays))(images),
+        params | stats,
+        jax.ShapeDtypeStruct((1, *crop, 3), jnp.float32),
+    )
+    for side in spec.sides:
+        assert bound[side].shape == (1, *(n // 16 // side for n in crop))
+    assert set(build.merge_decision(config).sides) <= set(spec.sides)
 
 
 @pytest.mark.parametrize("name", NAMES)

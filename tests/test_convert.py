@@ -192,11 +192,14 @@ def without(state, name):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s | {"dist_token": normal(1, 1, WIDTH)}, ["dist_token", "without distillation"]),
         (lambda s: without(s, "cls_token"), ["has no cls_token"]),
+        (lambda s: s | {"cls_token": normal(2, 1, WIDTH)}, ["cls_token (2, 1, 12)"]),
         (lambda s: s | {"pos_embed": normal(1, 8, WIDTH)}, ["7 positions"]),
+        (lambda s: s | {"pos_embed": normal(1, 1, WIDTH)}, ["0 positions"]),
+        (lambda s: s | {"dist_token": normal(1, 1, WIDTH)}, ["8 positions"]),
         (lambda s: s | {"pos_embed": normal(10, WIDTH)}, ["pos_embed (10, 12)"]),
         (lambda s: {"conv1.weight": normal(3)}, ["neither an AugReg", "conv1.weight"]),
+        (lambda s: {"backbone." + n: v for n, v in s.items()}, ["jaxseg.tools.convert first"]),
         (lambda s: {}, ["neither an AugReg"]),
         (lambda s: without(s, "norm.weight"), ["1 without a source (vit.norm.scale)"]),
         (lambda s: s | {"gate": normal(1)}, ["1 not understood (gate)"]),
@@ -205,6 +208,26 @@ def without(state, name):
 def test_other_backbones_are_refused(change, words):
     state = change(timm_state())
     refused(lambda: convert_vit(state, VIT, vit_shapes(VIT), "x.npz"), "x.npz", *words)
+
+
+def test_a_distillation_token_goes_with_its_position():
+    """The same parameters as without: the second row of positions is the token's."""
+    timm = timm_state()
+    rows = timm["pos_embed"]
+    positions = np.concatenate([rows[:, :1], normal(1, 1, WIDTH), rows[:, 1:]], axis=1)
+    distilled = {"dist_token": normal(1, 1, WIDTH), "head_dist.weight": normal(7, WIDTH)}
+    distilled = timm | distilled | {"pos_embed": positions, "head_dist.bias": normal(7)}
+    expected = convert_vit(timm, VIT, vit_shapes(VIT), "x.npz")
+    ours = convert_vit(distilled, VIT, vit_shapes(VIT), "x.npz")
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_another_number_of_heads_shows_in_augreg():
+    spec = dataclasses.replace(VIT, heads=2)
+    state = augreg_state(timm_state())
+    refused(lambda: convert_vit(state, spec, vit_shapes(spec), "x.npz"), "not of 2 attention heads")
 
 
 def test_a_missing_key_of_augreg_is_named():
@@ -303,6 +326,9 @@ def test_conv_rules_bring_the_running_statistics():
     np.testing.assert_array_equal(out["h.bns.0.var"], source["convs.0.bn.running_var"])
     kernel = out["h.convs.0.kernel"]
     np.testing.assert_array_equal(kernel[0, 0], source["convs.0.conv.weight"][:, :, 0, 0].T)
+    source["conv_seg.weight"] = normal(2, 4, 3, 3)
+    words = "1 of another shape (conv_seg.weight (2, 4, 3, 3))"
+    refused(lambda: convert(source, conv_rules("", "h."), wanted, "x"), words)
 
 
 # --- what a run starts from
@@ -335,6 +361,16 @@ def saved(tmp_path, **changes):
     path = str(tmp_path / "weights.safetensors")
     save_weights(path, arrays, {})
     return path, arrays
+
+
+def test_start_from_a_vit_of_another_program_in_safetensors(tmp_path):
+    path, timm = str(tmp_path / "vit.safetensors"), timm_state()
+    save_weights(path, timm, {})
+    spec, params, stats = segmenter()
+    started, _, note = start_from(path, spec, params, stats)
+    for name, value in convert_vit(timm, spec.vit, vit_shapes(spec.vit), path).items():
+        np.testing.assert_array_equal(started[name], value)
+    assert note.startswith("backbone (")
 
 
 def test_start_from_safetensors_takes_everything(tmp_path):
@@ -380,9 +416,9 @@ def test_files_that_cannot_start_a_run(tmp_path):
     save_weights(half, {n: v for n, v in here[1].items() if ".blocks.1." not in n}, {})
     refused(lambda: start_from(str(half), *here), "12 arrays of the backbone (vit.blocks.1")
     refused(lambda: start_from(str(tmp_path / "none.npz"), *here), "none.npz: no such file")
-    other = tmp_path / "weights.pth"
+    other = tmp_path / "weights.h5"
     other.write_bytes(b"x")
-    refused(lambda: start_from(str(other), *here), "give a .npz or a .safetensors")
+    refused(lambda: start_from(str(other), *here), "weights.h5", "give a .npz, a .safetensors")
 
 
 def test_damaged_npz_files_are_refused(tmp_path):

@@ -15,11 +15,12 @@ from jaxseg.models import attention
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, network, shapes, without_exits
+from jaxseg.models.mask_transformer import MaskSpec
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, dense_form, network, shapes
 from jaxseg.models.vit import ViTSpec
 
 VIT = ViTSpec(16, 4, 2, grid=(5, 7), patch=4)
-ATM, CONV = AtmSpec(5, 8, 2, 2), ConvSpec(classes=5, channels=8)
+ATM, CONV, MASK = AtmSpec(5, 8, 2, 2), ConvSpec(classes=5, channels=8), MaskSpec(5, 8, 2)
 
 
 def spec_of(*exits, vit=VIT, sizes=(ATM, ATM, ATM), final_at_exit=False) -> SegmenterSpec:
@@ -38,6 +39,7 @@ CASES = {
     "class token": spec_of(Exit(0.4, k=1), None, vit=CLASS_TOKEN),
     "setr": spec_of(Exit(0.3, k=1), Exit(0.3, k=1), vit=CLASS_TOKEN, sizes=(CONV,) * 3),
     "mixed": spec_of(Exit(0.3, k=1), Exit(0.3, k=1), sizes=(CONV, CONV, ATM)),
+    "mask": spec_of(Exit(0.3, k=1), Exit(0.3, k=1), vit=CLASS_TOKEN, sizes=(CONV, MASK, MASK)),
     "handed on": spec_of(Exit(0.4, k=1), None, sizes=(ATM, ATM, CONV)),
     "mixed, final": spec_of(None, Exit(0.1, k=1), sizes=(ATM, ATM, CONV), final_at_exit=True),
 }
@@ -141,7 +143,7 @@ def test_nobody_leaves_is_dense():
     """Above a threshold that nothing reaches, the scores are those without exits."""
     spec = spec_of(Exit(0.999999, k=5), Exit(0.999999, k=5))
     arrays = numbers(spec)
-    dense = network(without_exits(spec)).program()(arrays, images(2))
+    dense = network(dense_form(spec)).program()(arrays, images(2))
     for executor in (Masked(), None):
         ours = network(spec).program(executor)(arrays, images(2))
         assert (np.asarray(ours.left) == -1).all()

@@ -11,7 +11,7 @@ from jaxseg import exits
 from jaxseg.data.classes import make_classes
 from jaxseg.inference import EvalSpec, Predictor, Sample, evaluate
 from jaxseg.models.macs import dense_macs, pruned_macs
-from jaxseg.models.segmenter import network, without_exits
+from jaxseg.models.segmenter import dense_form, network
 
 SPEC = CASES["top_k"]
 HOW = EvalSpec(mode="whole", batch_size=2, mean=(0.0,) * 3, std=(255.0,) * 3)
@@ -35,7 +35,7 @@ class Pictures:
 @pytest.fixture(scope="module")
 def found():
     with quick_compiles():
-        specs = {"model": SPEC, "dense": without_exits(SPEC)}
+        specs = {"model": SPEC, "dense": dense_form(SPEC)}
         predictors = {
             name: (Predictor(network(spec).program(), HOW), numbers(SPEC))
             for name, spec in specs.items()
@@ -44,7 +44,7 @@ def found():
 
 
 def test_figures(found):
-    dense_spec = without_exits(SPEC)
+    dense_spec = dense_form(SPEC)
     summary = exits.summary(SPEC, found["model"], dense_spec, found["dense"])
     by_hand = [pruned_macs(SPEC, (20, 28), a[0]).gmacs_all_heads for a in found["model"].alive]
     assert exits.mean_gmacs(SPEC, found["model"]) == pytest.approx(np.mean(by_hand))
@@ -55,7 +55,7 @@ def test_figures(found):
     np.testing.assert_allclose(summary["kept_after_exit"], kept)
     assert summary["efficiency"] == pytest.approx(summary["speedup"] / summary["flops_ratio"])
     line = exits.line(summary | {"gmacs_per_image": 1.0})
-    assert f"{100 * kept[0]:.0f} % of the tokens after layer 1" in line
+    assert f"{100 * kept[0]:.0f} % of them after layer 1" in line
 
 
 def test_pruned_macs_of_all_tokens_are_dense_with_the_heads_that_look():
@@ -88,7 +88,7 @@ def test_speedup_and_efficiency_by_hand(found):
         name: dataclasses.replace(result, seconds=(seconds,) * 3)
         for (name, result), seconds in zip(found.items(), (1 / 3, 1 / 2), strict=True)
     }
-    summary = exits.summary(SPEC, timed["model"], without_exits(SPEC), timed["dense"])
+    summary = exits.summary(SPEC, timed["model"], dense_form(SPEC), timed["dense"])
     assert summary["speedup"] == pytest.approx(1.5)
     assert summary["dense_images_per_second"] == pytest.approx(2.0)
     pruned = exits.mean_gmacs(SPEC, timed["model"])
@@ -112,7 +112,8 @@ def test_stages_of_an_image(found):
 
 def test_pictures_are_written(found, tmp_path):
     view = exits.StageView(network(SPEC), HOW)
-    odd = Sample("val/odd", *(np.zeros(s, np.uint8) for s in ((23, 30, 3), (23, 30), (23, 30))))
+    shapes_ = ((23, 30, 3), (23, 30), (23, 30), (1, 2))
+    odd = Sample("val/odd", *(np.zeros(s, np.uint8) for s in shapes_))
     samples = [*found["model"].samples[:1], odd]
     folder = tmp_path / "exits"
     exits.write_pictures(folder, view, numbers(SPEC), samples, found["model"], CLASSES)

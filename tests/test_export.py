@@ -8,7 +8,7 @@ from conftest import quick_compiles
 from test_execute import CASES, images, numbers
 
 from jaxseg import labels
-from jaxseg.models.segmenter import network, without_exits
+from jaxseg.models.segmenter import dense_form, network
 from jaxseg.tools.export import exported
 
 
@@ -18,7 +18,7 @@ def test_exported_models_answer_like_the_model():
     pixels = np.clip(128 + 60 * images(2), 0, 255).astype(np.uint8)[:, :18, :27]
     normal = (pixels.astype(np.float32) - 127.5) / 127.5
     with quick_compiles():
-        for each in (spec, without_exits(spec)):
+        for each in (spec, dense_form(spec)):
             content = exported(each, arrays, config, (18, 27), 2).serialize()
             found, alive = jax.export.deserialize(content).call(pixels)
             answer = network(each).program()(arrays, normal)

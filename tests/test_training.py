@@ -151,7 +151,7 @@ def hooks(scores=(), stop_after=None):
     return seen, training.Hooks(
         log=lambda step, values: seen["log"].append(step),
         checkpoint=lambda step, state, score: seen["saved"].append((step, score)),
-        evaluate=lambda params, stats: 0.5,
+        evaluate=lambda step, params, stats: 0.5,
         stop=stop,
     )
 

@@ -15,7 +15,11 @@ from collections.abc import Callable
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import fixture_cts  # noqa: E402
 import fixture_parts  # noqa: E402
+import fixture_policy  # noqa: E402
+import fixture_segmenter  # noqa: E402
+import fixture_svit  # noqa: E402
 import jax  # noqa: E402
 
 GOLDEN_INDEX = pathlib.Path(__file__).parent / "golden" / "INDEX.tsv"
@@ -46,10 +50,12 @@ PARTS = {
     "F1": fixture_parts.vit_backbone,
     "F2": fixture_parts.dtop,
     "F3": fixture_parts.segvit,
-    "F4": fixture_parts.heads_part,
+    "F4": fixture_segmenter.all_heads,
     "F5": fixture_parts.timm_vit,
-    "F6": fixture_parts.svit_parts,
+    "F6": fixture_svit.svit_parts,
+    "F7": fixture_cts.sharing,
     "F8": fixture_parts.metrics,
+    "F9": fixture_policy.efficientnet,
 }
 
 

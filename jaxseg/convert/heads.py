@@ -86,7 +86,7 @@ def conv_rules(source: str, target: str) -> tuple[Rule, ...]:
         Rule(
             source + r"conv_seg\.weight",
             (target + "classify.kernel",),
-            lambda x: (x[:, :, 0, 0].T,),
+            lambda x: (x.reshape(x.shape[:2]).T,),  # refuses a kernel that is not 1x1
         ),
         copy(source + r"conv_seg\.bias", target + "classify.bias"),
     )

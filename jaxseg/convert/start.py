@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxseg.convert.backbone import convert_vit
+from jaxseg.convert.files import read_arrays
 from jaxseg.convert.rules import Arrays
 from jaxseg.errors import UserError
 from jaxseg.models.segmenter import SegmenterSpec, shapes
 from jaxseg.resize import resize_position_embedding
-from jaxseg.weights import load_weights
 
 
 def start_from(
@@ -18,20 +18,20 @@ def start_from(
 ) -> tuple[Arrays, Arrays, str]:
     """Parameters and statistics to train from, and one line that says what was taken.
 
-    ``.npz``: a ViT of timm, mmsegmentation or AugReg; the heads keep their fresh ``params``.
-    ``.safetensors``: weights of this project; head arrays of another shape (another number of
-    classes) keep the fresh ones, a position embedding of another grid is resized.
+    A .npz, .safetensors or PyTorch file. If it holds weights of this project: head arrays of
+    another shape (another number of classes) keep the fresh ones, a position embedding of another
+    grid is resized. Otherwise it must be a ViT of timm, mmsegmentation or AugReg; the heads then
+    keep their fresh ``params``.
     Raises UserError if the file does not hold such weights, or not the whole backbone.
     """
+    origin = f"config.init_from={path}"
     if not Path(path).is_file():
-        raise UserError(f"config.init_from={path}: no such file")
-    if path.endswith(".npz"):
+        raise UserError(f"{origin}: no such file")
+    stored = read_arrays(path)
+    if not any(name.startswith("vit.") for name in stored):
         wanted = {n: s.shape for n, s in shapes(spec)[0].items() if n.startswith("vit.")}
-        vit = convert_vit(_read_npz(path), spec.vit, wanted, path)
+        vit = convert_vit(stored, spec.vit, wanted, origin)
         return dict(params) | vit, dict(stats), f"backbone ({len(vit)} arrays) from {path}"
-    if not path.endswith(".safetensors"):
-        raise UserError(f"config.init_from={path}: give a .npz or a .safetensors file")
-    stored, _ = load_weights(path)
     stored = {name: np.asarray(value, np.float32) for name, value in stored.items()}
     positions = stored.get("vit.pos_embed")
     if positions is not None and positions.ndim == 3:
@@ -42,7 +42,7 @@ def start_from(
     unfilled = [n for n in params if n.startswith("vit.") and n not in taken]
     if unfilled:
         raise UserError(
-            f"config.init_from={path}: does not fill {len(unfilled)} arrays of the backbone "
+            f"{origin}: does not fill {len(unfilled)} arrays of the backbone "
             f"({unfilled[0]} ...); use weights of a ViT of depth {spec.vit.depth} and width "
             f"{spec.vit.width}"
         )
@@ -52,13 +52,3 @@ def start_from(
     if left:
         note += f"; fresh: {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}"
     return {n: both[n] for n in params}, {n: both[n] for n in stats}, note
-
-
-def _read_npz(path: str) -> dict[str, np.ndarray]:
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
-        raise UserError(
-            f"config.init_from={path}: not a readable .npz ({error}); get it again"
-        ) from None

@@ -1,32 +1,88 @@
-"""Reading image and label files with Pillow, and refusing what would train silently wrong."""
+"""Reading image and label files with Pillow, and refusing what would go silently wrong."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped, UInt8, UInt16
 from PIL import Image, ImageOps
 
 from jaxseg.errors import UserError
 
+# Some of Pillow's other formats are read by programs that it starts.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 # Pillow stretches 2- and 4-bit grey PNGs to 0..255; a label needs the stored numbers back.
 _GREY_STEP = {"L;2": 85, "L;4": 17}
+_OTHER_END = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_DEEP = {f"{channels};16{end}" for channels in ("RGB", "RGBA") for end in _OTHER_END}
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """The picture as uint8[H,W,3] RGB, turned upright as its EXIF tag says.
+def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture as RGB, turned upright as its EXIF tag says.
 
-    Grey is repeated, alpha dropped, CMYK converted and 16-bit grey cut to its high byte.
+    Of several frames or pages the first. Grey is repeated, alpha dropped, CMYK converted; more than
+    8 bits per channel become 8 as `to_eight_bits` says. Colour profiles are not applied.
 
-    Raises UserError: the file is missing, broken, no image, or beyond Pillow's size limit.
+    Raises UserError: the file is missing, broken, cut short, of none of `FORMATS`, holds numbers
+    that `to_eight_bits` refuses, or is beyond Pillow's size limit.
     """
-    with _reading(path, "image"), Image.open(path) as stored:
-        image = ImageOps.exif_transpose(stored)
-        if image.mode.startswith("I;16"):
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    with _reading(path, "image"), Image.open(path, formats=FORMATS) as image:
+        deep = any(_raw_mode(tile) in _DEEP for tile in image.tile)
+        ImageOps.exif_transpose(image, in_place=True)
+        if deep:
+            return to_eight_bits(_sixteen_bits(path, np.asarray(image)[:, :, :3]))
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return np.repeat(to_eight_bits(np.asarray(image))[:, :, None], 3, axis=2)
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # Pillow warns about the direct way
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def to_eight_bits(values: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """Integers of up to 16 bits, or floats, as 0..255.
+
+    Files do not say how many of 16 bits a camera filled. Full scale is the smallest of 8, 10, 12,
+    14 and 16 bits that holds the largest value, and the highest 8 of those are kept: a 12-bit
+    picture does not turn black, but a 16-bit one in deep shade comes out brighter than it was.
+    Floats lie in 0..1, or in 0..255 where any is above 1.
+
+    Raises ValueError: values beyond that, or NaN.
+    """
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f":
+        if not 0 <= low <= high <= 255:
+            raise ValueError(f"floats from {low:g} to {high:g}: save them as 0..1 or 0..255")
+        return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    if not 0 <= low <= high < 65536:
+        raise ValueError(f"integers from {low} to {high}: save them as 0..65535")
+    bits = max(8, int(high).bit_length())
+    return (values >> (bits + bits % 2 - 8)).astype(np.uint8)
+
+
+def _sixteen_bits(
+    path: str | Path, high: UInt8[np.ndarray, "H W 3"]
+) -> UInt16[np.ndarray, "H W 3"]:
+    """Values of 16-bit colour, of which Pillow gives but the ``high`` bytes."""
+    if high.max() >= 64:  # all 16 bits are used: the low ones would be dropped again
+        return high.astype(np.uint16) << 8
+    with Image.open(path, formats=FORMATS) as image:
+        # Read in the other byte order the low bytes are the high ones.
+        image.tile = [_turned_round(tile) for tile in image.tile]
+        ImageOps.exif_transpose(image, in_place=True)
+        return (high.astype(np.uint16) << 8) | np.asarray(image)[:, :, :3]
+
+
+def _raw_mode(tile) -> object:
+    """How pixels lie in a file, such as RGB;16B, the last letter being the byte order."""
+    return tile.args[0] if isinstance(tile.args, tuple) else tile.args
+
+
+def _turned_round(tile):
+    raw = _raw_mode(tile)
+    raw = raw[:-1] + _OTHER_END[raw[-1]]
+    return tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -35,7 +91,7 @@ def read_label(path: str | Path) -> np.ndarray:
     Raises UserError: missing or broken file, JPEG (compression invents class numbers), colour or
     16-bit pixels.
     """
-    with _reading(path, "label"), Image.open(path) as image:
+    with _reading(path, "label"), Image.open(path, formats=FORMATS) as image:
         if image.format == "JPEG":
             raise UserError(
                 f"{path}: label is a JPEG, whose compression changes class numbers: "
@@ -59,7 +115,7 @@ def read_pair(image_path: str | Path, label_path: str | Path) -> tuple[np.ndarra
     if image.shape[:2] == label.shape:
         return image, label
     mend = "resize the label with nearest neighbour"
-    with Image.open(image_path) as stored:
+    with Image.open(image_path, formats=FORMATS) as stored:
         if stored.size[::-1] == label.shape:
             mend = (
                 "the label fits the image before its EXIF turn, so turn the label "
@@ -88,8 +144,7 @@ def _reading(path: str | Path, what: str) -> Iterator[None]:
             "which is refused as a decompression bomb: make it smaller"
         ) from None
     except Exception as error:  # damaged files make Pillow raise nearly anything
-        reason = " ".join(str(error).replace(str(path), "it").split())
+        reason = " ".join(str(error).replace(repr(str(path)), "it").split())
         raise UserError(
-            f"{path}: cannot read this {what} ({reason}): replace the file, "
-            "or remove it together with its partner"
+            f"{path}: cannot read this {what} ({reason}): replace the file or leave it out"
         ) from None

@@ -73,7 +73,13 @@ def test_image(
     return normalise(image, mean, std)
 
 
-test_image.__test__ = False  # not a test, whatever pytest makes of the name
+def test_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8[H,W] at another size, by nearest pixel."""
+    return resize(label, size, cv2.INTER_NEAREST)
+
+
+# No tests, whatever pytest makes of the names.
+test_image.__test__ = test_label.__test__ = False
 
 
 def keep_ratio_size(size: tuple[int, int], long: int, short: int) -> tuple[int, int]:

@@ -1,13 +1,14 @@
-"""The methods, one file per paper: each decides which tokens go on and moves nothing itself.
+"""The methods, one file per paper: each decides about tokens and moves nothing itself.
 
-A method is what stands behind `config.method.name`, made by `jaxseg.build`. Those that look after
-heads (dtop) are the class of a decision, `jaxseg.fates.Grades` to `jaxseg.fates.Plan`, made once
-per head. Those that look before or inside blocks are a `jaxseg.models.sparse.Method`: cuts, gates
-and a decision, `jaxseg.bypass.Look` to `jaxseg.bypass.Choice`. Their fields are those of
-`config.method` with the same name.
+A method is what stands behind `config.method.name` (which tokens leave, or skip blocks) or
+`config.method.merge` (which patches share a token), made by `jaxseg.build`. An exit maps
+`jaxseg.fates.Grades` to a `jaxseg.fates.Plan`, once per head after which tokens leave; a merge maps
+window scores by side to accepted windows by side. Those that look before or inside blocks are a
+`jaxseg.models.sparse.Method`: cuts, gates, and a decision, `jaxseg.bypass.Look` to
+`jaxseg.bypass.Choice`; their fields are those of `config.method` with the same name.
 """
 
-from jaxseg.methods import ats, dtop, dynamicvit, evit, evovit, svit
+from jaxseg.methods import ats, cts, dcts, dtop, dynamicvit, evit, evovit, svit
 
 METHODS = {
     "dense": None,  # every token stays
@@ -17,4 +18,7 @@ METHODS = {
     "evit": evit.Fuse,
     "evovit": evovit.Wait,
     "ats": ats.Sample,
+    "none": None,  # every patch has its own token
+    "cts": cts.Share,
+    "dcts": dcts.Merge,
 }

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 from jaxseg.runs import map_runs
 from jaxseg.tokens import Layout, Packed, Rows
 
+Drop = Callable[[Array], Array]  # zeroes some of the attention weights and rescales the rest
 _TINY = 1e-30
 
 
@@ -29,8 +30,14 @@ def attend(
     k: Float[Array, "*slots h d"],
     v: Float[Array, "*slots h d"],
     layout: Layout,
+    drop: Drop | None = None,
 ) -> Float[Array, "*slots h d"]:
-    """softmax(q k^T / sqrt(d)) v for every image and head; the dead are no keys."""
+    """softmax(q k^T / sqrt(d)) v for every image and head; the dead are no keys.
+
+    ``drop`` acts on the attention weights [B, h, T, T] (training only, hence rows only).
+    """
+    if drop is not None:
+        return _stock(q * q.shape[-1] ** -0.5, k, v, layout.valid, drop)
     on_cpu = jax.default_backend() == "cpu"
     if isinstance(layout, Rows) and layout.policy is not None:
         return _by_policy(q, k, v, layout.policy)
@@ -49,7 +56,7 @@ def attend_queries(
     k: Float[Array, "*slots h d"],
     v: Float[Array, "*slots h d"],
     layout: Layout,
-    drop: Callable[[Array], Array] | None = None,
+    drop: Drop | None = None,
 ) -> Float[Array, "B K h d"]:
     """What the queries of each image gather from its patches; class tokens are not looked at.
 
@@ -65,6 +72,11 @@ def attend_queries(
     if drop is None and jax.default_backend() == "cpu":
         # Image by image, so that the scores of one stay in the cache.
         return jax.lax.map(lambda image: _gather_for_image(*image)[1], (k, v, q, valid))
+    return _stock(q, k, v, valid, drop)
+
+
+def _stock(q, k, v, valid, drop):
+    """The scores of all images at once; the scale is already in q."""
     scores = jnp.einsum("bqhc,bkhc->bhqk", q, k)
     weights = _softmax(scores, None if valid is None else valid[:, None, None])
     return jnp.einsum("bhqk,bkhc->bqhc", weights if drop is None else drop(weights), v)

@@ -94,13 +94,13 @@ class CascadeHead(nnx.Module):
 
     def __call__(
         self,
-        taps: tuple[Float[Array, "B C D"], ...],
+        taps: tuple[Float[Array, "*slots D"], ...],
         layout: Layout,
         *,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Logits, ...]:
         """Taps in the order of the blocks; one `Logits` per level, the last is the answer."""
-        queries = for_batch(self.queries, len(taps[0]), taps[0].dtype)
+        queries = for_batch(self.queries, _batch(taps[0], layout), taps[0].dtype)
         mask, levels, keys = 0.0, [], subkeys(key, len(taps))
         for decoder, tokens, level_key in zip(self.decoders, taps[::-1], keys, strict=True):
             queries, scores = decoder(queries, tokens, layout, key=level_key)
@@ -140,6 +140,11 @@ class ConvSpec:
     norm: bool = True
     weight: float = 1.0  # of the loss; mmsegmentation gives auxiliary heads 0.4
 
+    @property
+    def at_tokens(self) -> bool:
+        """Whether a token's logits depend on it alone, so that it may lie anywhere."""
+        return self.kernel == 1 and (self.up_scale == 1 or self.convs <= 1)
+
 
 class ConvHead(nnx.Module):
     """SETR-naive (1x1 convolutions), SETR-PUP (3x3, x2 each) and FCN (no norm, no up-sampling).
@@ -156,12 +161,11 @@ class ConvHead(nnx.Module):
         pairs = zip(widths[:-1], widths[1:], strict=True)
         self.convs = nnx.List([Conv(i, o, spec.kernel) for i, o in pairs])
         self.bns = nnx.List([BatchNorm(spec.channels, batch_axis) for _ in range(spec.convs)])
-        self.classify = Linear(spec.channels, spec.classes)
+        self.classify = Linear(widths[-1], spec.classes)
 
     @property
     def per_token(self) -> bool:
-        """Whether a token's logits depend on it alone, so that it may lie anywhere."""
-        return self.spec.kernel == 1 and (self.spec.up_scale == 1 or self.spec.convs <= 1)
+        return self.spec.at_tokens
 
     def __call__(
         self,

@@ -35,6 +35,9 @@ def _start(name: str, shape: Shape, fan_in: int, auxiliary: bool, rng: np.random
         return rng.standard_normal(shape, np.float32)
     if name == "vit.patch_embed.kernel":  # kaiming, fan in
         return rng.standard_normal(shape, np.float32) * (2.0 / fan_in) ** 0.5
+    if "trunk." in name and kind == "kernel":  # kaiming, fan out; depthwise kernels are [k, k, C]
+        fan_out = int(np.prod(shape[:2])) * (shape[3] if len(shape) == 4 else 1)
+        return rng.standard_normal(shape, np.float32) * (2.0 / fan_out) ** 0.5
     if ".convs." in name:  # kaiming, fan out
         fan_out = fan_in // shape[-2] * shape[-1]
         return rng.standard_normal(shape, np.float32) * (2.0 / fan_out) ** 0.5
@@ -47,6 +50,8 @@ def _start(name: str, shape: Shape, fan_in: int, auxiliary: bool, rng: np.random
     if kind == "bias":
         in_mlp = name.startswith("vit.") and ".mlp." in name
         return rng.standard_normal(shape) * 1e-6 if in_mlp else np.zeros(shape)
+    if kind in ("patch_proj", "class_proj"):  # Segmenter's mask transformer
+        return rng.standard_normal(shape, np.float32) * fan_in**-0.5
     # torch's trunc_normal_(std=0.02) cuts at +-2, which is 100 sigma: a plain normal.
     return rng.standard_normal(shape, np.float32) * 0.02
 

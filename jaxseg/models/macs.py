@@ -1,9 +1,13 @@
 """The MACs of a segmenter from its spec: sizes of `jaxseg.models` into `jaxseg.flops`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jaxseg import flops
 from jaxseg.models.atm import AtmSpec
+from jaxseg.models.efficientnet import efficientnet_macs
+from jaxseg.models.mask_transformer import MaskSpec, mask_transformer_macs
+from jaxseg.models.policy import CELL, HIDDEN, PATCH, TRUNKS, OracleSpec, PolicySpec
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.sparse import SparseSpec
 
@@ -27,7 +31,7 @@ def pruned_macs(
     if isinstance(spec, SparseSpec):
         return _sparse_macs(spec, size, alive, spec.heads[-1:])
     heads = tuple(spec.heads[i] for i in spec.active)
-    return _macs(SegmenterSpec(spec.vit, heads), size, alive)
+    return _macs(replace(spec, heads=heads), size, alive)
 
 
 def gmacs_of(
@@ -56,7 +60,19 @@ def _macs(spec: SegmenterSpec, size: tuple[int, int], alive: Sequence[float]) ->
         _head(head, vit.width, slots - vit.class_token, size)
         for head, slots in zip(spec.heads, alive, strict=True)
     )
-    return flops.ModelMacs(backbone, heads, flops.resizes(spec.classes, size))
+    policy = policy_macs(spec.merge.policy, size) if spec.merge else flops.Macs({})
+    return flops.ModelMacs(backbone, heads, flops.resizes(spec.classes, size), policy)
+
+
+def policy_macs(policy: PolicySpec | OracleSpec, size: tuple[int, int]) -> flops.Macs:
+    """What grading the windows of one image takes; labels take nothing."""
+    if isinstance(policy, OracleSpec):
+        return flops.Macs({})
+    stages = TRUNKS[policy.trunk]
+    width, rows, columns = stages[-1].width, *(-(-side // PATCH) for side in size)
+    each = {side: 2 * width if side == CELL else (3 * width + 1) * HIDDEN for side in policy.sides}
+    heads = sum((rows // side) * (columns // side) * macs for side, macs in each.items())
+    return efficientnet_macs(size, stages) + flops.Macs({"window heads": heads})
 
 
 def _sparse_macs(
@@ -95,6 +111,8 @@ def _patches(spec: SegmenterSpec, size: tuple[int, int]) -> int:
 
 def _head(head: HeadSpec, token_width: int, tokens: int, size: tuple[int, int]) -> flops.Macs:
     sizes = head.sizes
+    if isinstance(sizes, MaskSpec):
+        return mask_transformer_macs(tokens, token_width, sizes.width, sizes.classes, sizes.layers)
     if not isinstance(sizes, AtmSpec):
         return flops.conv_head(
             tokens,

@@ -12,14 +12,17 @@ from jaxseg.execute import Masked, Packing, leave
 from jaxseg.fates import Grades, Plan
 from jaxseg.losses import Term
 from jaxseg.models.atm import AtmSpec
-from jaxseg.models.heads import AtmHead, CascadeHead, ConvHead, ConvSpec, Head, Logits
+from jaxseg.models.heads import AtmHead, CascadeHead, ConvHead, ConvSpec, Logits
 from jaxseg.models.layers import subkeys
+from jaxseg.models.mask_transformer import MaskSpec, MaskTransformerHead
+from jaxseg.models.merged import MergeSpec, begin_merged
 from jaxseg.models.vit import ViT, ViTSpec
 from jaxseg.programs import Chain, OneProgram, Program
 from jaxseg.selection import best_class
 from jaxseg.tokens import Carry, Rows, readout
 
 Arrays = dict[str, jax.Array]  # dotted name -> array
+Head = AtmHead | CascadeHead | ConvHead | MaskTransformerHead
 Decide = Callable[[Grades], Plan]
 TEACHER = "teacher."  # prefix of frozen parameters that only training has, for distillation
 
@@ -32,7 +35,7 @@ class HeadSpec:
     """
 
     taps: tuple[int, ...]
-    sizes: AtmSpec | ConvSpec
+    sizes: AtmSpec | ConvSpec | MaskSpec
     decide: Decide | None = None
 
 
@@ -43,11 +46,14 @@ class SegmenterSpec:
     ``final_at_exit``: at inference a patch that leaves keeps its scores. Otherwise it keeps its
     mask logits, and ATM multiplies those with the class probabilities of the last head, as DToP's
     released code does. Without meaning where the last head is convolutional.
+
+    ``merge``: patches that share a token from the start; None: every patch has its own.
     """
 
     vit: ViTSpec
     heads: tuple[HeadSpec, ...]
     final_at_exit: bool = False
+    merge: MergeSpec | None = None
 
     def __post_init__(self):
         taps = [tap for head in self.heads for tap in head.taps]
@@ -69,29 +75,29 @@ class SegmenterSpec:
         return (*self.exits, len(self.heads) - 1)
 
     @property
-    def saves(self) -> bool:
-        """Whether less than all tokens are worked on."""
-        return bool(self.exits)
+    def adaptive(self) -> bool:
+        """Whether what is computed depends on the image, or is less than all."""
+        return bool(self.exits) or self.merge is not None
 
     @property
     def executor(self) -> Masked | Packing | None:
-        """What inference in one program lays tokens out with; None: the host picks capacities."""
-        return None if self.exits else Masked()
+        """What inference lays tokens out with; None: packed, the host picks capacities."""
+        return None if self.adaptive else Masked()
 
     @property
     def stages(self) -> int:
         return len(self.active)
 
-    def model(self, batch_axis: str | None) -> "Segmenter":
+    def make(self, batch_axis: str | None = None) -> "Segmenter":
         return Segmenter(self, batch_axis)
 
     def dense(self) -> "SegmenterSpec":
-        """The same network, the same parameters, nobody leaves."""
-        return replace(self, heads=tuple(replace(head, decide=None) for head in self.heads))
+        heads = tuple(replace(head, decide=None) for head in self.heads)
+        return replace(self, heads=heads, merge=None)
 
 
-def without_exits(spec: SegmenterSpec) -> SegmenterSpec:
-    """The same network, the same parameters, nobody leaves."""
+def dense_form(spec: SegmenterSpec) -> SegmenterSpec:
+    """The same network, the same parameters; every patch has a token, none leaves or skips."""
     return spec.dense()
 
 
@@ -105,16 +111,25 @@ class Segmenter(nnx.Module):
         self.spec = spec
         self.vit = ViT(spec.vit)
         self.heads = nnx.List([_make_head(spec.vit.width, head, batch_axis) for head in spec.heads])
+        if spec.merge is not None:
+            self.policy = spec.merge.policy.make()
 
     @property
     def stages(self) -> int:
         return self.spec.stages
 
     def begin(self, images: Float[Array, "B H W 3"]) -> Carry:
-        """All patches alive, in rows; computed in the dtype of the parameters."""
-        layout = Rows(None, int(self.spec.vit.class_token))
+        """All patches in rows, some sharing a slot; computed in the dtype of the parameters.
+
+        The policy is not trained here: its decisions are hard, its statistics stay.
+        """
         images = images.astype(self.vit.pos_embed[...].dtype)
-        return Carry(self.vit.embed(images), layout, self.vit.grid(*images.shape[1:3]))
+        grid = self.vit.grid(*images.shape[1:3])
+        if self.spec.merge is None:
+            return Carry(self.vit.embed(images), Rows(None, int(self.spec.vit.class_token)), grid)
+        scores = {side: jax.nn.sigmoid(x) for side, x in self.policy(images).items()}
+        windows = self.spec.merge.decide(jax.lax.stop_gradient(scores), grid)
+        return begin_merged(self.vit, images, windows)
 
     def decide(self, carry: Carry, stage: int) -> tuple[Carry, Plan]:
         """Blocks up to the head of ``stage``, and its decision."""
@@ -249,6 +264,8 @@ def _patches_on_grid(carry: Carry, x: Float[Array, "B C D"]) -> Float[Array, "B 
 def _make_head(width: int, head: HeadSpec, batch_axis: str | None) -> Head:
     if isinstance(head.sizes, ConvSpec):
         return ConvHead(width, head.sizes, batch_axis)
+    if isinstance(head.sizes, MaskSpec):
+        return MaskTransformerHead(width, head.sizes)
     if len(head.taps) > 1:
         return CascadeHead(width, head.sizes, len(head.taps))
     return AtmHead(width, head.sizes)
@@ -264,11 +281,13 @@ class Network:
 
     spec: SegmenterSpec
     graph: nnx.GraphDef
+    names: frozenset[str]
 
     def bind(self, params: Arrays, stats: Arrays) -> Segmenter:
+        """Arrays of other names are left out: a dense form runs on the arrays of the whole."""
         teacher = {n[len(TEACHER) :]: v for n, v in params.items() if n.startswith(TEACHER)}
-        own = {n: v for n, v in params.items() if not n.startswith(TEACHER)}
-        model = nnx.merge(self.graph, _nest(own), _nest(stats))
+        known = ({n: v for n, v in each.items() if n in self.names} for each in (params, stats))
+        model = nnx.merge(self.graph, *map(_nest, known))
         if teacher:
             self.spec.teach(model, teacher)
         return model
@@ -293,22 +312,28 @@ class Network:
         patch = self.spec.vit.patch
         executor = executor or self.spec.executor
         if executor is None:
-            return Chain(bind, Packing(), patch, self.spec.stages, prepare)
+            stages, merges = self.spec.stages, self.spec.merge is not None
+            return Chain(bind, Packing(), patch, stages, merges, prepare)
         return OneProgram(bind, executor, patch, prepare)
 
 
-def steered(program: Chain, spec: SegmenterSpec, decisions: Callable, name: str) -> Chain:
-    """The program with decisions that depend on an array which travels among the parameters.
+def with_decisions(spec: SegmenterSpec, decisions: Sequence[Decide]) -> SegmenterSpec:
+    """The network with other decisions at its exits, one per exit."""
+    heads = list(spec.heads)
+    for i, decide in zip(spec.exits, decisions, strict=True):
+        heads[i] = replace(heads[i], decide=decide)
+    return replace(spec, heads=tuple(heads))
 
-    ``decisions(arrays[name]) -> one Decide per exit``. New values compile nothing.
+
+def steered(program: Chain, respec: Callable[[Array], SegmenterSpec], name: str) -> Chain:
+    """The program whose decisions depend on an array that travels among the parameters.
+
+    ``respec(arrays[name])`` is the network with them. New values compile nothing.
     """
 
     def bind(arrays):
         model = program.bind({n: value for n, value in arrays.items() if n != name})
-        heads = list(spec.heads)
-        for i, decide in zip(spec.exits, decisions(arrays[name]), strict=True):
-            heads[i] = replace(heads[i], decide=decide)
-        model.spec = replace(spec, heads=tuple(heads))
+        model.spec = respec(arrays[name])
         return model
 
     return replace(program, bind=bind)
@@ -331,12 +356,13 @@ def stats_of(model: Segmenter) -> Arrays:
 
 def network(spec: SegmenterSpec, batch_axis: str | None = None) -> Network:
     """The network of ``spec``; ``batch_axis`` is where training shares batch statistics."""
-    return Network(spec, nnx.split(spec.model(batch_axis), nnx.Param, nnx.BatchStat)[0])
+    graph, *states = nnx.split(spec.make(batch_axis), nnx.Param, nnx.BatchStat)
+    return Network(spec, graph, frozenset(name for state in states for name in _flatten(state)))
 
 
 def shapes(spec: SegmenterSpec) -> tuple[dict, dict]:
     """Parameters and statistics as `jax.ShapeDtypeStruct`s under their names."""
-    model = spec.model(None)
+    model = spec.make()
     return _flatten(nnx.state(model, nnx.Param)), _flatten(nnx.state(model, nnx.BatchStat))
 
 

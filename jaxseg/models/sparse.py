@@ -73,7 +73,7 @@ class SparseSpec(SegmenterSpec):
         return int(self.artificial or self.vit.class_token)
 
     @property
-    def saves(self) -> bool:
+    def adaptive(self) -> bool:
         return not self.off
 
     @property
@@ -86,7 +86,7 @@ class SparseSpec(SegmenterSpec):
     def stages(self) -> int:
         return len(self.cuts) + 1
 
-    def model(self, batch_axis: str | None) -> "SparseSegmenter":
+    def make(self, batch_axis: str | None = None) -> "SparseSegmenter":
         return SparseSegmenter(self, batch_axis)
 
     def dense(self) -> "SparseSpec":

@@ -147,18 +147,35 @@ class ViT(nnx.Module):
 
     def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B T D"]:
         """Tokens before the first block. Images are zero-padded at the bottom and right."""
-        batch, height, width, _ = images.shape
-        patch, (rows, columns) = self.spec.patch, self.grid(height, width)
-        pad = ((0, 0), (0, rows * patch - height), (0, columns * patch - width), (0, 0))
-        x = jnp.pad(images, pad).reshape(batch, rows, patch, columns, patch, 3)
-        x = x.swapaxes(2, 3).reshape(batch, rows * columns, patch * patch * 3)
-        pos = resize_position_embedding(self.pos_embed[...], (rows, columns))
-        x = self.patch_embed(x) + pos.reshape(1, rows * columns, self.spec.width).astype(x.dtype)
-        if self.spec.class_token:
-            token = self.class_token[...].astype(x.dtype)
-            token = jnp.broadcast_to(token, (batch, 1, token.shape[0]))
-            x = jnp.concatenate([token, x], axis=1)
-        return x
+        pixels = self.patches(self.padded(images))
+        batch, rows, columns, _ = pixels.shape
+        x = self.patch_embed(pixels.reshape(batch, rows * columns, -1))
+        return self.with_class_token(x + self.positions((rows, columns))[None].astype(x.dtype))
+
+    def padded(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+        """Zeros at the bottom and right up to whole patches."""
+        height, width = images.shape[1:3]
+        rows, columns = (n * self.spec.patch for n in self.grid(height, width))
+        return jnp.pad(images, ((0, 0), (0, rows - height), (0, columns - width), (0, 0)))
+
+    def patches(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B r c F"]:
+        """The pixels of each patch of padded images, row by row."""
+        patch = self.spec.patch
+        batch, rows, columns = len(images), *(n // patch for n in images.shape[1:3])
+        x = images.reshape(batch, rows, patch, columns, patch, 3)
+        return x.swapaxes(2, 3).reshape(batch, rows, columns, patch * patch * 3)
+
+    def positions(self, grid: tuple[int, int]) -> Float[Array, "N D"]:
+        """The position embedding on ``grid``, in raster order."""
+        resized = resize_position_embedding(self.pos_embed[...], grid)
+        return resized.reshape(-1, self.spec.width)
+
+    def with_class_token(self, x: Float[Array, "B N D"]) -> Float[Array, "B T D"]:
+        """The class token first, where there is one."""
+        if not self.spec.class_token:
+            return x
+        token = self.class_token[...].astype(x.dtype)
+        return jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, len(token))), x], axis=1)
 
     def run(
         self,

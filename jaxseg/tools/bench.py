@@ -9,6 +9,8 @@ that figures of different models and machines compare. ``--keep`` names the mean
 tokens that is still inside after each exit; every image of every round draws its own around it.
 Which tokens leave is random; grading, selection, packing, heads and label map are all run. The
 best tokens of each class stay as context on top of it, so that counts come from what really ran.
+Where patches share tokens ``--merge`` names the mean share of windows that is merged, for each side
+that the configuration merges, from the smallest; the policy is run and part of what is timed.
 
 Dense takes the images in one batch or one by one, whichever is faster (``dense_way``).
 Rounds measure both in random order. ``wall`` is what a user waits for; ``cpu``, the time of all
@@ -20,6 +22,7 @@ threads, is the steadier figure on a shared machine. Prints a table, then one JS
 results of the largest program.
 """
 
+import functools
 import json
 import math
 import platform
@@ -36,7 +39,14 @@ from jaxseg.errors import UserError
 from jaxseg.inference import EvalSpec, Predictor
 from jaxseg.models.initial import draw
 from jaxseg.models.macs import pruned_macs
-from jaxseg.models.segmenter import SegmenterSpec, network, shapes, steered, without_exits
+from jaxseg.models.segmenter import (
+    SegmenterSpec,
+    dense_form,
+    network,
+    shapes,
+    steered,
+    with_decisions,
+)
 from jaxseg.programs import Chain, OneProgram
 from jaxseg.weights import check_same
 
@@ -61,13 +71,39 @@ def draw_rates(
     return rates.reshape(rounds, batch, len(keep)).swapaxes(1, 2)
 
 
-def forced(decide, rates: jax.Array, patches: int, seed: int):
-    """``decide`` with confidences replaced, so that a share of the patches ``rates`` [B] stays."""
+def forced_spec(spec: SegmenterSpec, rates: jax.Array) -> SegmenterSpec:
+    """``spec`` with lots drawn instead of grades. rates float32 [merged sides + exits, B]."""
+    sides = spec.merge.decide.sides if spec.merge else ()
+    if spec.merge:
+        spec = replace(spec, merge=replace(spec.merge, decide=forced_merge(sides, rates)))
+    # Of those still inside, since counts after merging differ from image to image.
+    stays = [*rates[len(sides) :]]
+    stays = [now / before for now, before in zip(stays, [1.0, *stays[:-1]], strict=True)]
+    natural = [spec.heads[i].decide for i in spec.exits]
+    drawn = [
+        forced(decide, stay, n) for n, (decide, stay) in enumerate(zip(natural, stays, strict=True))
+    ]
+    return with_decisions(spec, drawn)
+
+
+def forced_merge(sides: tuple[int, ...], rates: jax.Array):
+    """Accepts a share ``rates`` [sides, B] of the windows of each side; the policy is run."""
+
+    def decide(scores, grid):
+        del grid
+        return {
+            side: jax.random.uniform(jax.random.key(side), scores[side].shape) + 0.0 * scores[side]
+            < rate[:, None, None]
+            for side, rate in zip(sides, rates, strict=False)
+        }
+
+    return decide
+
+
+def forced(decide, stays: jax.Array, seed: int):
+    """``decide`` with confidences replaced, so that a share ``stays`` [B] of the tokens stays."""
 
     def decision(grades):
-        inside = jnp.zeros(grades.images, jnp.float32)
-        inside = inside.at[grades.image].add(grades.graded.astype(jnp.float32))
-        stays = jnp.minimum(rates * patches / jnp.maximum(inside, 1.0), 1.0)
         lot = jax.random.uniform(jax.random.key(seed), grades.confidence.shape)
         chosen = jnp.where(lot < stays[grades.image], 0.0, 1.0 - 1e-3 * lot)
         return decide(grades._replace(confidence=chosen + 0.0 * grades.confidence))
@@ -97,6 +133,7 @@ def bench(
     keep: tuple[float, ...],
     how: EvalSpec,
     *,
+    merge: tuple[float, ...] = (),
     rounds: int,
     seconds: float,
     seed: int,
@@ -105,21 +142,21 @@ def bench(
     """Measures images of ``how.crop``, ``how.batch_size`` at once; returns the JSON object."""
     size, batch = how.crop, how.batch_size
     rng = np.random.default_rng(seed)
-    patches = math.prod(-(-side // spec.vit.patch) for side in size)
-    dense_spec = without_exits(spec)
-
-    def decisions(rates):
-        natural = [spec.heads[i].decide for i in spec.exits]
-        return [forced(decide, rates[n], patches, n) for n, decide in enumerate(natural)]
+    dense_spec = dense_form(spec)
 
     programs = {
         "dense": network(dense_spec).program(bfloat16=bfloat16),
-        "pruned": steered(network(spec).program(bfloat16=bfloat16), spec, decisions, _RATES),
+        "pruned": steered(
+            network(spec).program(bfloat16=bfloat16),
+            functools.partial(forced_spec, spec),
+            _RATES,
+        ),
     }
     prepared = programs["dense"].prepare(arrays)
     pruned = Predictor(programs["pruned"], how)
     images = list(rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8))
-    rates = draw_rates(keep, rounds, batch, rng)
+    drawn = [draw_rates((share,), rounds, batch, rng) for share in merge]
+    rates = np.concatenate([*drawn, draw_rates(keep, rounds, batch, rng)], axis=1)
     alive: list[list[np.ndarray]] = []  # per round and image
 
     begin = time.perf_counter()
@@ -140,7 +177,9 @@ def bench(
     for i in range(rounds):
         for name in rng.permutation(list(programs)):
             times[name].append(measure(lambda name=name, i=i: run(name, i), seconds))
-    dense_gmacs = pruned_macs(dense_spec, size, [alive[0][0][0]]).gmacs_all_heads
+    patches = math.prod(-(-side // spec.vit.patch) for side in size)
+    dense_tokens = patches + spec.vit.class_token
+    dense_gmacs = pruned_macs(dense_spec, size, [dense_tokens]).gmacs_all_heads
     gmacs = np.array(
         [np.mean([pruned_macs(spec, size, n).gmacs_all_heads for n in each]) for each in alive]
     )
@@ -154,6 +193,7 @@ def bench(
         "flops_ratio": float(dense_gmacs / gmacs.mean()),
         "batch": batch,
         "size": size,
+        "tokens_after_merging": float(np.mean([n[0] for each in alive for n in each])),
         "kept": [float(share) for share in kept],
         "gmacs": {"dense": float(dense_gmacs), "pruned": float(gmacs.mean())},
         "rounds": rounds,
@@ -234,22 +274,38 @@ def _numbers(flag: str, kind: type) -> tuple:
         raise UserError(f"--{flag}={','.join(FLAGS[flag].value)}: give numbers") from None
 
 
+def _shares(flag: str, count: int, what: str) -> tuple[float, ...]:
+    found = _numbers(flag, float)
+    if len(found) != count or not all(0 < share <= 1 for share in found):
+        raise UserError(
+            f"--{flag}={','.join(FLAGS[flag].value)}: give {count} shares between 0 and 1, one for "
+            f"each {what}"
+        )
+    return found
+
+
 def main(_) -> None:
     startup.prepare()
     config = FLAGS.config
     stored = model_dir.load(FLAGS.workdir) if FLAGS.workdir else None
     classes = FLAGS.classes or (len(stored.classes) if stored else build.class_count(config))
     spec = build.segmenter_spec(config, classes)
-    if not spec.exits:
-        raise UserError("no exit is on: set config.method.name=dtop and an exit's threshold")
+    if not spec.adaptive:
+        raise UserError(
+            "the configuration is dense: set config.method.name=dtop and an exit's threshold, or "
+            "config.method.merge"
+        )
+    if not (spec.exits or spec.merge):
+        raise UserError(
+            f"config.method.name={config.method.name!r} chooses tokens before or inside blocks: "
+            f"python -m benchmarks.selection measures those"
+        )
     if config.method.share:
         raise UserError("config.method.share lets a fixed share leave, so that nothing is forced")
-    keep, size = _numbers("keep", float), _numbers("size", int) or tuple(config.data.crop)
-    if len(keep) != len(spec.exits) or not all(0 < share <= 1 for share in keep):
-        raise UserError(
-            f"--keep={','.join(FLAGS.keep)}: give {len(spec.exits)} shares between 0 and 1, one "
-            f"for each exit of the configuration"
-        )
+    sides = spec.merge.decide.sides if spec.merge else ()
+    merge = _shares("merge", len(sides), f"side that is merged ({sides})")
+    keep = _shares("keep", len(spec.exits), "exit of the configuration")
+    size = _numbers("size", int) or tuple(config.data.crop)
     if len(size) != 2 or min(size) < 1:
         raise UserError(f"--size={','.join(FLAGS.size)}: give HEIGHT,WIDTH in pixels")
     params, stats = draw(*shapes(spec), config.seed)
@@ -268,6 +324,7 @@ def main(_) -> None:
         arrays,
         keep,
         EvalSpec(mode="whole", crop=size, stride=size, batch_size=batch, mean=mean, std=std),
+        merge=merge,
         rounds=FLAGS.rounds,
         seconds=FLAGS.seconds,
         seed=config.seed,
@@ -282,6 +339,7 @@ def main(_) -> None:
 if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_integer("batch", 8, "Images per call.", lower_bound=1)
+    flags.DEFINE_list("merge", [], "Mean share of windows merged, for each side.")
     flags.DEFINE_list("keep", ["0.55", "0.40"], "Mean share still inside after each exit.")
     flags.DEFINE_integer("rounds", 9, "Rounds, each in its own random order.", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "Least seconds per measurement.")

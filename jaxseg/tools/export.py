@@ -24,7 +24,7 @@ from jax import export as jax_export
 from jaxseg import build, cli, labels, model_dir, startup
 from jaxseg.errors import UserError
 from jaxseg.execute import Packing
-from jaxseg.models.segmenter import SegmenterSpec, network, shapes, without_exits
+from jaxseg.models.segmenter import SegmenterSpec, dense_form, network, shapes
 from jaxseg.weights import check_same, write_atomically
 
 FLAGS = flags.FLAGS
@@ -68,7 +68,7 @@ def main(_) -> None:
     spec = build.segmenter_spec(config, len(stored.classes))
     wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}
     check_same(stored.arrays, wanted, f"{FLAGS.weights}/{model_dir.WEIGHTS}")
-    specs = {"dense": without_exits(spec)} | ({"packed": spec} if spec.saves else {})
+    specs = {"dense": dense_form(spec)} | ({"packed": spec} if spec.adaptive else {})
     folder = pathlib.Path(FLAGS.weights) / "export"
     folder.mkdir(exist_ok=True)
     for name, each in specs.items():

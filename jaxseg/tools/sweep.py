@@ -24,7 +24,7 @@ from absl import flags
 from jaxseg import build, cli, exits, model_dir, startup
 from jaxseg.errors import UserError
 from jaxseg.inference import Predictor, evaluate
-from jaxseg.models.segmenter import network, shapes, steered, without_exits
+from jaxseg.models.segmenter import dense_form, network, shapes, steered, with_decisions
 from jaxseg.selection import above_threshold
 from jaxseg.weights import check_same, write_atomically
 
@@ -64,15 +64,15 @@ def spec_of(config, layers: tuple[int, ...], classes: int):
 def program_of(spec, bfloat16: bool):
     """The packed program that reads its threshold from the arrays."""
 
-    def decisions(threshold):
+    def respec(threshold):
         def decision(exit_):
             return lambda grades: exit_.plan(
                 grades, grades.graded & above_threshold(grades.confidence, threshold)
             )
 
-        return [decision(spec.heads[i].decide) for i in spec.exits]
+        return with_decisions(spec, [decision(spec.heads[i].decide) for i in spec.exits])
 
-    return steered(network(spec).program(bfloat16=bfloat16), spec, decisions, _THRESHOLDS)
+    return steered(network(spec).program(bfloat16=bfloat16), respec, _THRESHOLDS)
 
 
 def row(name: str, threshold: float, spec, result, dense_spec, dense) -> dict:
@@ -132,7 +132,7 @@ def sweep(config, workdir: str, named: list[str], thresholds: list[float]) -> di
     classes = len(source.classes)
     positions = positions_of(named, tuple(config.model.taps[:-1]))
     specs = {"+".join(map(str, layers)): spec_of(config, layers, classes) for layers in positions}
-    dense_spec = without_exits(next(iter(specs.values())))
+    dense_spec = dense_form(next(iter(specs.values())))
     wanted = {n: shape.shape for part in shapes(dense_spec) for n, shape in part.items()}
     check_same(stored.arrays, wanted, f"{workdir}/{model_dir.WEIGHTS}")
 

@@ -29,13 +29,18 @@ KEPT = {  # file: patterns of the names kept
         "weights/.*|in/.*|out/atm/(loss|grad|aux[01])/.*",
         "out/atm/(pred_logits|eval_semantic_argmax)|out/atm/lowvar/pred_logits",
     ),
-    "F4_heads": (r"(weights|out)/(setr_naive|setr_pup|fcn)/.*|in/(feat2|label)",),
+    "F4_heads": (r"(weights|out)/(setr_naive|setr_pup|fcn|segmenter_mask)/.*|in/(feat2|label)",),
     "F5_timm_vit": (
         "weights/.*|in/.*|out/(native|lowvar|dynamic|dynamic_pad)/(?!block[01]).*",
         "out/(checkpoint_filter|pos_resample.*)/(pos_embed|14x14_to_[46].*)",
     ),
     # Without the whole classifier.
     "F6_svit_block": (r"weights/pair/.*|in/(?!image_full).*|out/(?!full/).*",),
+    # One of the two grids, and of the decoders the smaller one.
+    "F7_cts_sharing": (
+        "weights/(encoder/(?!square).*|decoder_linear/.*)|in/wide/.*",
+        "out/wide/(?!.*mask_decoder).*",
+    ),
 }
 
 
@@ -53,6 +58,8 @@ def main(fixtures: pathlib.Path) -> None:
         if name in ("F1_vit_backbone", "F5_timm_vit"):
             data = {n: first_image(n, v) for n, v in data.items()}
             config["cut"] = "first image of each batch"
+        if name == "F7_cts_sharing":
+            del config["scenarios"]["square"]
         if name == "F2_dtop_full":
             data, lines = first_two_stages(data, lines, config)
         np.savez_compressed(
