@@ -56,6 +56,7 @@ def train(config, workdir: str, command: str) -> None:
     # ---- optimizer, step, state -----------------------------------------------------------------
     plan, optim = build.train_spec(config), build.optim_spec(config)
     trained = trainable(optim, params)
+    params |= build.teacher(config, spec, params | stats)  # frozen
     optimizer = make_optimizer(optim, trained)
     rate = learning_rate(optim)
     step = training.make_step(model, optimizer, rate, trained, plan)

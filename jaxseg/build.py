@@ -3,8 +3,8 @@
 `ConfigDict` stops here: nothing below this file has seen one.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 
 from ml_collections import ConfigDict
 
@@ -19,10 +19,12 @@ from jaxseg.models.mask_transformer import MaskSpec
 from jaxseg.models.merged import MergeSpec
 from jaxseg.models.policy import PATCH, TRUNKS, OracleSpec, PolicySpec
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
+from jaxseg.models.sparse import SparseSpec
 from jaxseg.models.vit import VARIANTS, ViTSpec
 from jaxseg.optim import OptimSpec
 from jaxseg.training import TrainSpec
 
+CHOICES = ("dense", "dtop", "svit", "dynamicvit", "evit", "evovit", "ats")  # of method.name
 HEADS = ("atm", "cascade", "conv", "mask_transformer")
 Sizes = AtmSpec | ConvSpec | MaskSpec
 DATA_SETS = ("folder", "shapes", "ade20k", "pascal_context", "coco_stuff10k")
@@ -111,7 +113,7 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
                 "early: use atm or conv, or config.method.name=dense"
             )
         heads = (HeadSpec(tuple(model.taps), _atm(model, classes)),)
-        return SegmenterSpec(vit, heads, merge=_merge(config, heads))
+        return _choosing(config, SegmenterSpec(vit, heads, merge=_merge(config, heads)))
     sizes = [_head_sizes(model, classes, last=tap == model.taps[-1]) for tap in model.taps]
     if decisions:
         sizes = [*map(_at_tokens, sizes[:-1]), sizes[-1]]
@@ -125,7 +127,37 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
         HeadSpec((tap,), size, decisions.get(tap))
         for tap, size in zip(model.taps, sizes, strict=True)
     )
-    return SegmenterSpec(vit, heads, config.method.final_at_exit, _merge(config, heads))
+    whole = SegmenterSpec(vit, heads, config.method.final_at_exit, _merge(config, heads))
+    return _choosing(config, whole)
+
+
+def _choosing(config: ConfigDict, spec: SegmenterSpec) -> SegmenterSpec:
+    """With the method that chooses tokens before or inside blocks, if it is one of those."""
+    method, kind = config.method, METHODS[config.method.name]
+    if method.name in ("dense", "dtop"):
+        return spec
+    if spec.merge is not None:
+        raise UserError(
+            f"config.method.merge={method.merge!r}: patches cannot share tokens where "
+            f"{method.name} chooses among them; use none, or another config.method.name"
+        )
+    given = {field.name: method[field.name] for field in fields(kind)}
+    given = {name: value for name, value in given.items() if value != ()}  # () = as published
+    made = kind(**given)
+    end = spec.heads[-1].taps[-1] + 1
+    if tuple(sorted(set(made.layers))) != made.layers or not 1 <= made.layers[0]:
+        raise UserError(f"config.method.layers={made.layers}: name layers once each, rising from 1")
+    if made.layers[-1] > end:
+        raise UserError(
+            f"config.method.layers={made.layers}: the last head reads layer {end}; "
+            f"name layers up to that one"
+        )
+    if len(made.keep) != len(made.layers) or not all(0.0 < share <= 1.0 for share in made.keep):
+        raise UserError(
+            f"config.method.keep={made.keep}: give {len(made.layers)} shares, above 0 and up to 1, "
+            f"one for each of the layers {made.layers}"
+        )
+    return SparseSpec(spec.vit, spec.heads, method=made, seed=config.seed)
 
 
 def _merge(config: ConfigDict, heads: tuple[HeadSpec, ...]) -> MergeSpec | None:
@@ -218,8 +250,8 @@ def _atm(model: ConfigDict, classes: int) -> AtmSpec:
 def _decisions(config: ConfigDict) -> dict[int, Callable]:
     """The decision after each block (0-based) where tokens leave."""
     method, taps = config.method, config.model.taps
-    _one_of("method.name", method.name, ("dense", "dtop"))
-    if method.name == "dense":
+    _one_of("method.name", method.name, CHOICES)
+    if method.name != "dtop":
         return {}
     decisions = {}
     for layer in range(1, 24):
@@ -235,6 +267,18 @@ def _decisions(config: ConfigDict) -> dict[int, Callable]:
             threshold, method.context, method.k, method.share
         )
     return decisions
+
+
+def teacher(config: ConfigDict, spec: SegmenterSpec, arrays: Mapping) -> dict:
+    """What a method that distils learns from: a frozen copy of the weights training starts from."""
+    if not isinstance(spec, SparseSpec) or not spec.method.distil:
+        return {}
+    if not config.init_from.endswith(".safetensors"):
+        raise UserError(
+            f"config.init_from={config.init_from!r}: distillation learns from a trained dense "
+            f"model; name its model.safetensors, or set config.method.distil=0"
+        )
+    return spec.teacher_arrays(arrays)
 
 
 def optim_spec(config: ConfigDict) -> OptimSpec:

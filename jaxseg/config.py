@@ -75,7 +75,8 @@ def defaults() -> ConfigDict:
     model.bfloat16 = False  # compute in bfloat16; parameters, losses and scores stay float32
 
     config.method = method = ConfigDict()
-    method.name = "dense"  # dense | dtop (tokens leave early)
+    # dense | dtop (tokens leave early) | svit, dynamicvit, evit, evovit, ats (tokens skip blocks)
+    method.name = "dense"
     # dtop: after layer N (1-based; a head must read block N - 1, see model.taps) tokens more
     # confident than this leave; 1 = no exit there.
     for layer in range(1, 24):
@@ -90,6 +91,19 @@ def defaults() -> ConfigDict:
     # True: it is final when the token leaves (DToP section 3.2; with SETR's heads it always is).
     method.final_at_exit = False
 
+    # The five that choose tokens. Layers (1-based) before which they do, of evit and ats in which;
+    # what is kept there, as shares of all patches (evit: of those left). () = as published.
+    method.layers = ()
+    method.keep = ()
+    method.preserve = True  # who is not chosen keeps its last features; False: reads as zero
+    method.reactivate = True  # svit: who has been skipped may come back
+    method.gate = "mlp"  # svit: mlp | complex (DynamicViT's)
+    # svit: at inference dynamic (the round(sum p) best) | sampled (as released) | static (keep)
+    method.selection = "dynamic"
+    method.ratio = "dynamic"  # svit: keep is the target of dynamic (a batch) | fixed (every image)
+    method.ratio_weight = 4.0  # svit, dynamicvit: weight of that loss (dynamicvit: 2)
+    method.distil = 0.0  # dynamicvit: weight of what the model of init_from says (published: 0.5)
+    method.fuse = True  # evit: those who are dropped become one more token
     # Patches that share a token: none | cts (a fixed number of windows of 2x2) | dcts (windows of
     # 2, 4, 8 and 16 patches by threshold; with dtop's exits that is STEP)
     method.merge = "none"
@@ -182,6 +196,15 @@ def dtop(config: ConfigDict, arg: str, finetune_steps: int) -> ConfigDict:
     return finish(config, arg)
 
 
+def choosing(config: ConfigDict, arg: str, method: str, finetune_steps: int) -> ConfigDict:
+    """Fine-tuning a dense model with a method that chooses tokens before or inside blocks."""
+    config.method.name = method
+    config.optim.lr, config.optim.warmup_steps = 5e-5, 20
+    config.optim.lr_multipliers = (("^method", 20.0), ("^heads", 5.0))  # new among trained
+    config.train.steps, config.train.eval_every = finetune_steps, finetune_steps // 2
+    return finish(config, arg)
+
+
 def step(config: ConfigDict, arg: str, threshold: float) -> ConfigDict:
     """STEP's published forms over the configuration of a dense ViT-L.
 
@@ -216,6 +239,7 @@ def _smoke(config: ConfigDict) -> None:
     config.model.update(variant="smoke", taps=taps)
     config.model.update(head_width=16, head_heads=2, head_layers=1, bfloat16=False)
     config.model.update(aux_head_width=16)
+    config.method.update(layers=(2, 3), keep=(0.7, 0.49), distil=0.0)
     config.init_from = ""
     config.method.update(policy="random", windows=2)
     config.policy.trunk = "smoke"

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxseg.bypass import Choice, Journey, choose
 from jaxseg.fates import Plan, exit_
 from jaxseg.tokens import Carry, Packed, Rows, pack
 
@@ -53,6 +54,12 @@ class Masked:
         return replace(
             carry, layout=replace(carry.layout, valid=~goes if valid is None else valid & ~goes)
         )
+
+    def pick(self, carry: Journey, choice: Choice) -> Journey:
+        """``carry`` in rows; all of them are worked on, and the chosen written back."""
+        carry = choose(carry, choice)
+        policy = carry.weight if choice.policy else None
+        return replace(carry, layout=Rows(carry.inside, carry.layout.prefix, policy))
 
     def run(self, stage: Callable[[Carry], object], carry: Carry):
         return stage(carry)
@@ -91,6 +98,19 @@ class Packing:
         # One image fills its buffer, so that its capacity is window length enough.
         return (slots,) if batch == 1 else _equal_steps(slots, self.windows)
 
+    def pick(self, carry: Journey, choice: Choice) -> Journey:
+        """``carry`` in rows. As many of each image: in shorter rows, else in one buffer."""
+        prefix = carry.layout.prefix
+        carry = choose(carry, choice)
+        batch, slots = carry.x.shape[:2]
+        itself = jnp.arange(batch * slots, dtype=jnp.int32).reshape(batch, slots)
+        packed = pack(replace(carry, owner=itself), carry.inside, self._lengths(batch, slots))
+        if choice.count is None:
+            return packed
+        count = prefix + choice.count + (choice.fused is not None)
+        x = packed.x[: batch * count].reshape(batch, count, -1)
+        return replace(packed, x=x, layout=Rows(None, prefix))
+
     def run(self, stage: Callable[[Carry], object], carry: Carry):
         """``stage`` at the capacity that a `lax.switch` picks."""
         if isinstance(carry.layout, Rows):
@@ -118,8 +138,10 @@ def within(stage: Callable[[Carry], object], capacity: int, carry: Carry):
     return replace(after, x=jax.lax.dynamic_update_slice_in_dim(carry.x, after.x, 0, 0))
 
 
-def leave(executor: Masked | Packing, carry: Carry, plan: Plan, number: int) -> Carry:
-    """Carries out the decision of exit ``number``: settle, then lay out."""
+def leave(executor: Masked | Packing, carry: Carry, plan: Plan | Choice, number: int) -> Carry:
+    """Carries out the decision of stage ``number``: settle, then lay out."""
+    if isinstance(plan, Choice):
+        return executor.pick(carry, plan)
     return executor.lay_out(exit_(carry, plan, number), plan)
 
 

@@ -21,6 +21,7 @@ from jaxseg.inference import EvalResult, EvalSpec, Sample, fitted
 from jaxseg.models.heads import Logits
 from jaxseg.models.macs import gmacs_of, pruned_macs
 from jaxseg.models.segmenter import Arrays, Network, SegmenterSpec
+from jaxseg.models.sparse import SparseSpec
 from jaxseg.progress import Progress
 from jaxseg.tokens import Rows
 
@@ -91,7 +92,9 @@ def line(found: Mapping[str, object]) -> str:
 
 
 def layers_of(spec: SegmenterSpec) -> list[int]:
-    """The layers (1-based) after which tokens leave."""
+    """The layers (1-based) after which tokens leave, or before or in which they are chosen."""
+    if isinstance(spec, SparseSpec):
+        return list(spec.method.layers)
     return [spec.heads[i].taps[-1] + 1 for i in spec.exits]
 
 

@@ -94,16 +94,35 @@ def backbone(
     final_norm: bool = False,
 ) -> Macs:
     """A plain ViT. ``spans`` names the tokens alive in each run of layers; dense is one span."""
-    values = [layers * tokens * width for layers, tokens in spans]
-    attention = sum(2 * layers * tokens**2 * width for layers, tokens in spans)
-    norm = 10 * sum(values) + (5 * spans[-1][1] * width if final_norm else 0)
+    tokens = [alive for layers, alive in spans for _ in range(layers)]
+    options = {"patch_values": patch_values, "mlp_ratio": mlp_ratio, "final_norm": final_norm}
+    return halves(patches, width, tokens, tokens, **options)
+
+
+def halves(
+    patches: int,
+    width: int,
+    mixed: Sequence[float],
+    transformed: Sequence[float],
+    *,
+    patch_values: int = 3 * 16 * 16,
+    mlp_ratio: int = 4,
+    final_norm: bool = False,
+) -> Macs:
+    """A plain ViT whose attention and MLPs work on these tokens, layer by layer."""
+    attended, all_mixed, all_transformed = (
+        sum(float(n) ** 2 for n in mixed),  # no 32-bit integers
+        width * sum(map(float, mixed)),
+        width * sum(map(float, transformed)),
+    )
+    last = 5 * transformed[-1] * width if final_norm else 0
     return Macs(
         {
             "patch embedding": patches * patch_values * width,
-            "qkv and output": 4 * width * sum(values),
-            "attention": attention,
-            "mlp": 2 * mlp_ratio * width * sum(values),
-            "layer norms": norm,
+            "qkv and output": 4 * width * all_mixed,
+            "attention": 2 * width * attended,
+            "mlp": 2 * mlp_ratio * width * all_transformed,
+            "layer norms": 5 * (all_mixed + all_transformed) + last,
         }
     )
 

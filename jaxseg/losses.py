@@ -4,11 +4,12 @@ Every loss returns `Term`s. The value of a term is total / count; on several dev
 before the division, which makes the result that of the joined batch. Names follow mmsegmentation.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 IGNORE = 255
 
@@ -105,3 +106,50 @@ def pixel_cross_entropy(
     nll = -jnp.take_along_axis(log_p, index[..., None], axis=-1)[..., 0]
     count = jnp.asarray(labels.size, jnp.float32)
     return Term(weight * jnp.where(valid, nll, 0.0).sum(), count)
+
+
+def usage_term(
+    used: Sequence[Float[Array, "B P"]],
+    targets: Sequence[float],
+    weight: float,
+    per_image: bool,
+    batch_axis: str | None = None,
+) -> Term:
+    """Squared distance between the share of patches used and a target, mean over the choices.
+
+    ``per_image``: of every image, then averaged (DynamicViT); else the share of the whole batch
+    (SViT), over all devices along ``batch_axis``.
+    """
+    targets = jnp.asarray(targets, jnp.float32)
+    shares = jnp.stack([u.astype(jnp.float32).mean(axis=1) for u in used])  # [choices, B]
+    if per_image:
+        gaps = jnp.square(shares - targets[:, None]).mean(axis=0)
+        return Term(weight * gaps.sum(), jnp.asarray(gaps.size, jnp.float32))
+    share = shares.mean(axis=1)
+    if batch_axis is not None:
+        share = jax.lax.pmean(share, batch_axis)
+    return Term(weight * jnp.square(share - targets).mean(), jnp.ones(()))
+
+
+def score_distillation(
+    student: Float[Array, "*n K"], teacher: Float[Array, "*n K"], weight: float
+) -> Term:
+    """KL(teacher || student) of class scores (not negative, scaled to a sum of 1), mean over n."""
+    p, q = (
+        (scores + 1e-6) / (scores + 1e-6).sum(axis=-1, keepdims=True)
+        for scores in (jax.lax.stop_gradient(teacher), student)
+    )
+    gap = (p * (jnp.log(p) - jnp.log(q))).sum(axis=-1)
+    return Term(weight * gap.sum(), jnp.asarray(gap.size, jnp.float32))
+
+
+def feature_distillation(
+    student: Float[Array, "B N D"],
+    teacher: Float[Array, "B N D"],
+    kept: Bool[Array, "B N"],
+    weight: float,
+) -> Term:
+    """Mean squared difference of the features of the patches kept."""
+    gap = (student - jax.lax.stop_gradient(teacher)).astype(jnp.float32)
+    gap = jnp.where(kept, jnp.square(gap).mean(axis=-1), 0.0)
+    return Term(weight * gap.sum(), kept.sum().astype(jnp.float32))

@@ -18,16 +18,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["valid"], meta_fields=["prefix"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["valid", "policy"], meta_fields=["prefix"]
+)
 @dataclass(frozen=True)
 class Rows:
     """x is [B, C, D]. ``valid`` None means that all slots live.
 
     The first ``prefix`` slots of an image are class tokens: attended to, never graded or dropped.
+    ``policy``: what slots weigh as keys, in training with gradients (DynamicViT); else None.
     """
 
     valid: Bool[Array, "B C"] | None
     prefix: int
+    policy: Float[Array, "B C"] | None = None
 
     def patches(self, x: Float[Array, "B C ..."]) -> Bool[Array, "B C"]:
         """Living slots of ``x`` that are no class token."""

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxseg.errors import UserError
-from jaxseg.models.segmenter import Arrays, Network, stats_of
+from jaxseg.models.segmenter import TEACHER, Arrays, Network, stats_of
 from jaxseg.parallel import AXIS, pmap_step, replicate, shard, step_key, unreplicate
 
 State = dict  # step, params, stats, opt, ema, bad_steps, skipped_steps: arrays and dicts of arrays
@@ -55,8 +55,12 @@ def initial_state(
 
 
 def weights_of(state: State) -> tuple[Arrays, Arrays]:
-    """Parameters (the moving average where there is one) and batch-normalisation statistics."""
-    return state["ema"] or state["params"], state["stats"]
+    """Parameters (the moving average where there is one) and batch-normalisation statistics.
+
+    A teacher's are left out: training alone has them.
+    """
+    params = state["ema"] or state["params"]
+    return {n: v for n, v in params.items() if not n.startswith(TEACHER)}, state["stats"]
 
 
 def make_step(

@@ -58,6 +58,12 @@ def test_imports_go_one_way(path):
             assert not [name for name in used if name.split(".")[0] == package]
 
 
+def test_methods_import_gates_alone_of_models():
+    for path in ROOT.glob("jaxseg/methods/*.py"):
+        used = {name for name in imports(path) if name.startswith("jaxseg.models")}
+        assert all(name.startswith("jaxseg.models.gates") for name in used), path.name
+
+
 def test_pmap_is_said_in_one_file():
     said = [path.name for path in FILES if "jax.pmap" in path.read_text()]
     assert said == ["parallel.py"]

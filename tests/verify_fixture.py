@@ -19,6 +19,7 @@ import fixture_cts  # noqa: E402
 import fixture_parts  # noqa: E402
 import fixture_policy  # noqa: E402
 import fixture_segmenter  # noqa: E402
+import fixture_svit  # noqa: E402
 import jax  # noqa: E402
 
 GOLDEN_INDEX = pathlib.Path(__file__).parent / "golden" / "INDEX.tsv"
@@ -51,6 +52,7 @@ PARTS = {
     "F3": fixture_parts.segvit,
     "F4": fixture_segmenter.all_heads,
     "F5": fixture_parts.timm_vit,
+    "F6": fixture_svit.svit_parts,
     "F7": fixture_cts.sharing,
     "F8": fixture_parts.metrics,
     "F9": fixture_policy.efficientnet,

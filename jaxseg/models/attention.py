@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxseg.runs import map_runs
-from jaxseg.tokens import Layout, Packed
+from jaxseg.tokens import Layout, Packed, Rows
 
 Drop = Callable[[Array], Array]  # zeroes some of the attention weights and rescales the rest
 _TINY = 1e-30
@@ -39,6 +39,8 @@ def attend(
     if drop is not None:
         return _stock(q * q.shape[-1] ** -0.5, k, v, layout.valid, drop)
     on_cpu = jax.default_backend() == "cpu"
+    if isinstance(layout, Rows) and layout.policy is not None:
+        return _by_policy(q, k, v, layout.policy)
     if isinstance(layout, Packed):
         return _packed(q, k, v, layout) if on_cpu else _padded(q, k, v, layout)
     if not on_cpu:
@@ -89,6 +91,27 @@ def _gather_for_image(k, v, q, valid):
     return None, jnp.einsum("hqk,khc->qhc", weights.astype(v.dtype), v) / total.astype(v.dtype)
 
 
+def class_attention(
+    q: Float[Array, "*slots h d"], k: Float[Array, "*slots h d"], layout: Layout
+) -> Float[Array, "*slots h"]:
+    """What the first slot of an image, its class token, pays to each of its slots; float32.
+
+    One row of every attention matrix, computed for itself. The dead get 0.
+    """
+    if isinstance(layout, Packed):
+        image, slots = layout.image(len(k)), jnp.arange(len(k))
+        first = q[layout.start] * k.shape[-1] ** -0.5
+        scores = (first[image] * k).sum(-1).astype(jnp.float32)
+        alive = (slots < layout.used)[:, None]
+        seen = jnp.where(alive, scores, -1e30)
+        of_image = jnp.full((len(layout.start), k.shape[1]), -1e30)
+        weights = _weights(seen, of_image.at[image].max(seen)[image], alive)
+        return weights / jnp.zeros_like(of_image).at[image].add(weights)[image]
+    scores = jnp.einsum("bhd,bkhd->bkh", q[:, 0] * k.shape[-1] ** -0.5, k).astype(jnp.float32)
+    alive = None if layout.valid is None else layout.valid[:, None]
+    return _softmax(scores.swapaxes(1, 2), alive).swapaxes(1, 2)
+
+
 def query_scores(
     q: Float[Array, "B K D"], k: Float[Array, "*slots D"], layout: Layout
 ) -> Float[Array, "*slots K"]:
@@ -125,6 +148,29 @@ def _packed(q, k, v, layout: Packed):
         layout.lengths,
     )
     return out.reshape(heads, slots, dim).swapaxes(0, 1)
+
+
+def _by_policy(q, k, v, policy: Float[Array, "B C"]):
+    """Keys weigh what the policy says, but everybody sees itself (DynamicViT, "attention masking").
+
+    The gradient reaches the policy. The constant 1e-6 is that of the released code.
+    """
+    slots = q.shape[1]
+    themselves = jnp.eye(slots, dtype=jnp.float32)
+    weigh = jnp.repeat(policy.astype(jnp.float32), q.shape[2], axis=0)
+
+    @jax.checkpoint  # the [T, T] matrices of one pair at a time, backwards too
+    def one_pair(pair):
+        q, k, v, weigh = pair
+        scores = (q @ k.T).astype(jnp.float32)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        weights *= weigh + (1.0 - weigh) * themselves
+        total = weights.sum(axis=-1, keepdims=True)
+        return ((weights + 1e-6 / slots) / (total + 1e-6)).astype(v.dtype) @ v
+
+    pairs = (_pairs(q * q.shape[-1] ** -0.5), _pairs(k), _pairs(v), weigh)
+    out = jax.lax.map(one_pair, pairs)
+    return out.reshape(q.shape[0], q.shape[2], slots, q.shape[3]).swapaxes(1, 2)
 
 
 def _padded(q, k, v, layout: Packed):

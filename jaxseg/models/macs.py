@@ -9,10 +9,13 @@ from jaxseg.models.efficientnet import efficientnet_macs
 from jaxseg.models.mask_transformer import MaskSpec, mask_transformer_macs
 from jaxseg.models.policy import CELL, HIDDEN, PATCH, TRUNKS, OracleSpec, PolicySpec
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
+from jaxseg.models.sparse import SparseSpec
 
 
 def dense_macs(spec: SegmenterSpec, size: tuple[int, int]) -> flops.ModelMacs:
     """One forward pass on one image of ``size`` (height, width), all heads, all tokens alive."""
+    if isinstance(spec, SparseSpec):
+        return _sparse_macs(spec.dense(), size, [_patches(spec, size) + spec.prefix], spec.heads)
     slots = _patches(spec, size) + spec.vit.class_token
     return _macs(spec, size, [slots] * len(spec.heads))
 
@@ -25,6 +28,8 @@ def pruned_macs(
     ``alive``: slots, class tokens included, in each of the stages that those heads end. Without
     exits that is one stage and the last head alone.
     """
+    if isinstance(spec, SparseSpec):
+        return _sparse_macs(spec, size, alive, spec.heads[-1:])
     heads = tuple(spec.heads[i] for i in spec.active)
     return _macs(replace(spec, heads=heads), size, alive)
 
@@ -68,6 +73,35 @@ def policy_macs(policy: PolicySpec | OracleSpec, size: tuple[int, int]) -> flops
     each = {side: 2 * width if side == CELL else (3 * width + 1) * HIDDEN for side in policy.sides}
     heads = sum((rows // side) * (columns // side) * macs for side, macs in each.items())
     return efficientnet_macs(size, stages) + flops.Macs({"window heads": heads})
+
+
+def _sparse_macs(
+    spec: SparseSpec, size: tuple[int, int], alive: Sequence[float], heads: Sequence[HeadSpec]
+) -> flops.ModelMacs:
+    """Half blocks on the tokens of their stage; the decisions; heads on all patches."""
+    vit, patches = spec.vit, _patches(spec, size)
+    end = 2 * (spec.heads[-1].taps[-1] + 1)
+    bounds = [0, *(cut.position for cut in spec.cuts), end]
+    tokens = [
+        count
+        for count, first, last in zip(alive, bounds[:-1], bounds[1:], strict=True)
+        for _ in range(first, last)
+    ]
+    backbone = flops.halves(
+        patches,
+        vit.width,
+        tokens[::2],
+        tokens[1::2],
+        patch_values=3 * vit.patch**2,
+        mlp_ratio=vit.mlp_ratio,
+    )
+    if vit.final_norm and end == 2 * vit.depth:
+        backbone += flops.Macs({"layer norms": 5 * vit.width * (patches + spec.prefix)})
+    if spec.cuts:
+        decisions = spec.method.macs(vit.width, patches, [float(count) for count in alive])
+        backbone += flops.Macs({"choices": decisions})
+    of_heads = tuple(_head(head, vit.width, patches, size) for head in heads)
+    return flops.ModelMacs(backbone, of_heads, flops.resizes(spec.classes, size))
 
 
 def _patches(spec: SegmenterSpec, size: tuple[int, int]) -> int:

@@ -24,6 +24,7 @@ from jaxseg.tokens import Carry, Rows, readout
 Arrays = dict[str, jax.Array]  # dotted name -> array
 Head = AtmHead | CascadeHead | ConvHead | MaskTransformerHead
 Decide = Callable[[Grades], Plan]
+TEACHER = "teacher."  # prefix of frozen parameters that only training has, for distillation
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,29 @@ class SegmenterSpec:
 
     @property
     def adaptive(self) -> bool:
-        """Whether what is computed depends on the image."""
+        """Whether what is computed depends on the image, or is less than all."""
         return bool(self.exits) or self.merge is not None
+
+    @property
+    def executor(self) -> Masked | Packing | None:
+        """What inference lays tokens out with; None: packed, the host picks capacities."""
+        return None if self.adaptive else Masked()
+
+    @property
+    def stages(self) -> int:
+        return len(self.active)
 
     def make(self, batch_axis: str | None = None) -> "Segmenter":
         return Segmenter(self, batch_axis)
 
+    def dense(self) -> "SegmenterSpec":
+        heads = tuple(replace(head, decide=None) for head in self.heads)
+        return replace(self, heads=heads, merge=None)
+
 
 def dense_form(spec: SegmenterSpec) -> SegmenterSpec:
-    """The same network, the same parameters; every patch has a token and none leaves."""
-    heads = tuple(replace(head, decide=None) for head in spec.heads)
-    return replace(spec, heads=heads, merge=None)
+    """The same network, the same parameters; every patch has a token, none leaves or skips."""
+    return spec.dense()
 
 
 class Segmenter(nnx.Module):
@@ -103,7 +116,7 @@ class Segmenter(nnx.Module):
 
     @property
     def stages(self) -> int:
-        return len(self.spec.active)
+        return self.spec.stages
 
     def begin(self, images: Float[Array, "B H W 3"]) -> Carry:
         """All patches in rows, some sharing a slot; computed in the dtype of the parameters.
@@ -174,10 +187,13 @@ class Segmenter(nnx.Module):
         With exits, each is taken over all patches: those that have left keep the logits of the head
         that saw them last, and gradients flow back into it, as in DToP's released code.
         """
+        return self._head_losses(self(images, key=key), labels)
+
+    def _head_losses(self, outputs: list, labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
         names = [f"aux_{i}" for i in range(len(self.heads) - 1)] + ["decode"]
         return {
             f"{name}.{term}": value
-            for name, head, logits in zip(names, self.heads, self(images, key=key), strict=True)
+            for name, head, logits in zip(names, self.heads, outputs, strict=True)
             for term, value in head.losses(logits, labels).items()
         }
 
@@ -269,8 +285,12 @@ class Network:
 
     def bind(self, params: Arrays, stats: Arrays) -> Segmenter:
         """Arrays of other names are left out: a dense form runs on the arrays of the whole."""
+        teacher = {n[len(TEACHER) :]: v for n, v in params.items() if n.startswith(TEACHER)}
         known = ({n: v for n, v in each.items() if n in self.names} for each in (params, stats))
-        return nnx.merge(self.graph, *map(_nest, known))
+        model = nnx.merge(self.graph, *map(_nest, known))
+        if teacher:
+            self.spec.teach(model, teacher)
+        return model
 
     def split(self, arrays: Arrays) -> tuple[Arrays, Arrays]:
         """(parameters, statistics) from one dict that holds both, as a weights file does."""
@@ -290,10 +310,11 @@ class Network:
 
         prepare = in_bfloat16 if bfloat16 else jax.device_put
         patch = self.spec.vit.patch
-        if executor is None and self.spec.adaptive:
-            stages, merges = len(self.spec.active), self.spec.merge is not None
+        executor = executor or self.spec.executor
+        if executor is None:
+            stages, merges = self.spec.stages, self.spec.merge is not None
             return Chain(bind, Packing(), patch, stages, merges, prepare)
-        return OneProgram(bind, executor or Masked(), patch, prepare)
+        return OneProgram(bind, executor, patch, prepare)
 
 
 def with_decisions(spec: SegmenterSpec, decisions: Sequence[Decide]) -> SegmenterSpec:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxseg.models.attention import attend
+from jaxseg.models.attention import attend, class_attention
 from jaxseg.models.layers import LayerNorm, Linear, drop_path, gelu, parameter, subkeys
 from jaxseg.resize import resize_position_embedding
 from jaxseg.tokens import Layout, Packed, Rows
@@ -63,9 +63,22 @@ class SelfAttention(nnx.Module):
         self.out = Linear(width, width)
 
     def __call__(self, x: Float[Array, "*slots D"], layout: Layout) -> Float[Array, "*slots D"]:
-        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, x.shape[-1] // self.heads)
-        q, k, v = (qkv[..., i, :, :] for i in range(3))
+        q, k, v = self._projected(x)
         return self.out(attend(q, k, v, layout).reshape(x.shape))
+
+    def heard(
+        self, x: Float[Array, "*slots D"], layout: Layout
+    ) -> tuple[Float[Array, "*slots D"], Float[Array, "*slots h+1"]]:
+        """Beside the same: what the class token pays to a slot in each head, and the length of the
+        slot's value over all heads, float32. The class token is the first slot of its image."""
+        q, k, v = self._projected(x)
+        length = jnp.sqrt(jnp.square(v.astype(jnp.float32)).sum((-2, -1)))
+        found = jnp.concatenate([class_attention(q, k, layout), length[..., None]], axis=-1)
+        return self.out(attend(q, k, v, layout).reshape(x.shape)), found
+
+    def _projected(self, x):
+        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, x.shape[-1] // self.heads)
+        return tuple(qkv[..., i, :, :] for i in range(3))
 
 
 class Block(nnx.Module):
@@ -82,10 +95,28 @@ class Block(nnx.Module):
         self, x: Float[Array, "*slots D"], layout: Layout, *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "*slots D"]:
         key1, key2 = subkeys(key, 2)
-        x = x + drop_path(self.attn(self.norm1(x), layout), self.drop_path_rate, key1)
+        return self.transform(self.mix(x, layout, key=key1), layout, key=key2)
+
+    def mix(
+        self, x: Float[Array, "*slots D"], layout: Layout, *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*slots D"]:
+        """The first half: attention."""
+        return x + drop_path(self.attn(self.norm1(x), layout), self.drop_path_rate, key)
+
+    def mix_heard(
+        self, x: Float[Array, "*slots D"], layout: Layout, *, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "*slots D"], Float[Array, "*slots h+1"]]:
+        """The first half, and what `SelfAttention.heard` says about it."""
+        mixed, found = self.attn.heard(self.norm1(x), layout)
+        return x + drop_path(mixed, self.drop_path_rate, key), found
+
+    def transform(
+        self, x: Float[Array, "*slots D"], layout: Layout, *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*slots D"]:
+        """The second half: the MLP."""
         if isinstance(layout, Packed) and jax.default_backend() == "cpu":
             return x + _in_chunks(lambda rows: self.mlp(self.norm2(rows)), x)
-        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, key2)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, key)
 
 
 def _in_chunks(of_rows: Callable[[Array], Array], x: Float[Array, "S D"]) -> Float[Array, "S D"]:

@@ -295,6 +295,11 @@ def main(_) -> None:
             "the configuration is dense: set config.method.name=dtop and an exit's threshold, or "
             "config.method.merge"
         )
+    if not (spec.exits or spec.merge):
+        raise UserError(
+            f"config.method.name={config.method.name!r} chooses tokens before or inside blocks: "
+            f"python -m benchmarks.selection measures those"
+        )
     if config.method.share:
         raise UserError("config.method.share lets a fixed share leave, so that nothing is forced")
     sides = spec.merge.decide.sides if spec.merge else ()

@@ -23,7 +23,7 @@ from jax import export as jax_export
 
 from jaxseg import build, cli, labels, model_dir, startup
 from jaxseg.errors import UserError
-from jaxseg.execute import Masked, Packing
+from jaxseg.execute import Packing
 from jaxseg.models.segmenter import SegmenterSpec, dense_form, network, shapes
 from jaxseg.weights import check_same, write_atomically
 
@@ -36,7 +36,7 @@ def exported(
 ) -> jax_export.Exported:
     """The program for uint8 images [batch, *size, 3], weights inside as constants."""
     # Fewer capacities than elsewhere: all of them are in the file, and compiled when it is loaded.
-    executor = Packing(steps=16) if spec.exits else Masked()
+    executor = spec.executor or Packing(steps=16)
     program = network(spec).program(executor, bfloat16=config.model.bfloat16)
     arrays = program.prepare(arrays)
     mean, std = (jnp.array(v, jnp.float32) for v in (config.data.mean, config.data.std))
@@ -68,7 +68,7 @@ def main(_) -> None:
     spec = build.segmenter_spec(config, len(stored.classes))
     wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}
     check_same(stored.arrays, wanted, f"{FLAGS.weights}/{model_dir.WEIGHTS}")
-    specs = {"dense": dense_form(spec)} | ({"packed": spec} if spec.exits else {})
+    specs = {"dense": dense_form(spec)} | ({"packed": spec} if spec.adaptive else {})
     folder = pathlib.Path(FLAGS.weights) / "export"
     folder.mkdir(exist_ok=True)
     for name, each in specs.items():

@@ -1,6 +1,6 @@
 """Cut the reference files of ``../shared/fixtures`` to the small ones stored here.
 
-``python tests/golden/make_golden.py FIXTURES`` writes F1 ... F5 and ``INDEX.tsv`` (the
+``python tests/golden/make_golden.py FIXTURES`` writes F1 ... F6 and ``INDEX.tsv`` (the
 tolerances of what was kept) beside this file. Weights stay as they are.
 """
 
@@ -29,13 +29,13 @@ KEPT = {  # file: patterns of the names kept
         "weights/.*|in/.*|out/atm/(loss|grad|aux[01])/.*",
         "out/atm/(pred_logits|eval_semantic_argmax)|out/atm/lowvar/pred_logits",
     ),
-    "F4_heads": (
-        r"(weights|out)/(setr_naive|setr_pup|fcn|segmenter_mask)/.*|in/(feat2|label)",
-    ),
+    "F4_heads": (r"(weights|out)/(setr_naive|setr_pup|fcn|segmenter_mask)/.*|in/(feat2|label)",),
     "F5_timm_vit": (
         "weights/.*|in/.*|out/(native|lowvar|dynamic|dynamic_pad)/(?!block[01]).*",
         "out/(checkpoint_filter|pos_resample.*)/(pos_embed|14x14_to_[46].*)",
     ),
+    # Without the whole classifier.
+    "F6_svit_block": (r"weights/pair/.*|in/(?!image_full).*|out/(?!full/).*",),
     # One of the two grids, and of the decoders the smaller one.
     "F7_cts_sharing": (
         "weights/(encoder/(?!square).*|decoder_linear/.*)|in/wide/.*",
