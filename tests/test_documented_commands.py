@@ -113,7 +113,8 @@ def own_flags():
 
     def clear():
         for name in list(flags.FLAGS):
-            if name in flags.FLAGS:  # a long name takes its short one along
+            # grain reads its own; a long name takes its short one along
+            if name in flags.FLAGS and not name.startswith("grain_"):
                 delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
 
@@ -121,7 +122,8 @@ def own_flags():
     yield clear
     clear()
     for name, flag in before.items():
-        flags.FLAGS[name] = flag
+        if name not in flags.FLAGS:
+            flags.FLAGS[name] = flag
 
 
 def run(program: pathlib.Path, arguments: list[str], monkeypatch) -> int:

@@ -42,7 +42,8 @@ class Pointwise:
     def __call__(self, params, images):
         batch, *grid = images.shape[:3]
         alive = np.full((batch, 1), grid[0] * grid[1])
-        return Answer(self.score(params, images), alive, np.full((batch, *grid), -1))
+        nowhere, alone = (np.full((batch, *grid), value) for value in (-1, 1))
+        return Answer(self.score(params, images), alive, nowhere, alone)
 
 
 def predictor_of(spec, score=score):
