@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from jaxseg.flops import Macs
 from jaxseg.models.layers import BatchNorm, Conv, parameter
 
-STRIPE = 2**20  # values of a block's widened map at a time: 4 MB in float32
+STRIPE = 2**21  # values of a block's widened map at a time: 8 MB in float32
 STEM = 32  # channels behind the first convolution, at stride 2
 
 
