@@ -90,7 +90,7 @@ def test_executors_agree_and_an_image_is_alone_in_its_batch(name):
     np.testing.assert_allclose(alone.scores[0], reference.scores[1], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["svit"])
+@pytest.mark.parametrize("name", ["svit", "ats"])
 def test_the_switch_agrees(name):
     net, arrays = network(CASES[name]), numbers(CASES[name])
     reference = net.program(Masked())(arrays, images(3))

@@ -35,6 +35,7 @@ def spec_of(*exits, vit=VIT, sizes=(ATM, ATM, ATM), **others) -> SegmenterSpec:
 CASES = {
     "cts": spec_of(None, None),
     "step": spec_of(Exit(0.4, k=2), Exit(0.35, k=1)),
+    "average": spec_of(Exit(0.45, "average"), Exit(0.4, "average_top_k", k=1)),
     "setr": spec_of(Exit(0.3, k=1), None, vit=CLASS_TOKEN, sizes=(CONV,) * 3),
     "mixed": spec_of(Exit(0.3, k=1), Exit(0.3, k=1), sizes=(CONV, CONV, ATM)),
     "one head": SegmenterSpec(VIT, (HeadSpec((3,), ATM),), merge=ORACLE),
@@ -95,7 +96,7 @@ def test_executors_agree_and_an_image_is_alone_in_its_batch(name):
     alone = chain(arrays | {n: value[1:2] for n, value in merged.items()}, batch[1:2])
     np.testing.assert_array_equal(alone.left[0], reference.left[1])
     np.testing.assert_allclose(alone.scores[0], reference.scores[1], atol=2e-5)
-    if name == "step":
+    if name in ("cts", "step"):
         same(net.program(Packing(steps=4, windows=2))(arrays | merged, batch), reference)
 
 
