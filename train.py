@@ -30,7 +30,7 @@ def train(config, workdir: str, command: str) -> None:
     from jaxseg.config import from_json, to_json
     from jaxseg.data.pipeline import train_batches
     from jaxseg.models.initial import draw
-    from jaxseg.models.segmenter import network, shapes
+    from jaxseg.models.network import network, shapes
     from jaxseg.optim import learning_rate, make_optimizer, trainable
     from jaxseg.parallel import AXIS
     from jaxseg.progress import Progress

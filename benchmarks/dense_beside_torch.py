@@ -28,7 +28,8 @@ from absl import app, flags
 from torch import nn
 
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import Arrays, SegmenterSpec, network, shapes
+from jaxseg.models.network import Arrays, network, shapes
+from jaxseg.models.segmenter import SegmenterSpec
 from jaxseg.models.vit import VARIANTS, ViTSpec
 
 VARIANT = flags.DEFINE_enum("variant", "Ti", list(VARIANTS), "width, depth and heads of the ViT")

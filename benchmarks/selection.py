@@ -24,7 +24,7 @@ from jaxseg.inference import EvalSpec, Predictor
 from jaxseg.methods import METHODS
 from jaxseg.models.initial import draw
 from jaxseg.models.macs import dense_macs, pruned_macs
-from jaxseg.models.segmenter import network, shapes
+from jaxseg.models.network import network, shapes
 from jaxseg.models.sparse import SparseSpec
 from jaxseg.tools.bench import dense_ways, gains, measure
 

@@ -16,11 +16,13 @@ import numpy as np
 from jaxseg import exit_pictures, flops, labels, viz
 from jaxseg.data.classes import Classes
 from jaxseg.data.transforms import test_image
+from jaxseg.evaluation import EvalResult, Sample
 from jaxseg.execute import Masked
-from jaxseg.inference import EvalResult, EvalSpec, Sample, fitted
+from jaxseg.inference import EvalSpec, fitted
 from jaxseg.models.heads import Logits
 from jaxseg.models.macs import gmacs_of, pruned_macs
-from jaxseg.models.segmenter import Arrays, Network, SegmenterSpec
+from jaxseg.models.network import Arrays, Network
+from jaxseg.models.segmenter import SegmenterSpec
 from jaxseg.models.sparse import SparseSpec
 from jaxseg.progress import Progress
 from jaxseg.tokens import Rows

@@ -14,7 +14,8 @@ from jaxseg.data.classes import Classes
 from jaxseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from jaxseg.errors import UserError
 from jaxseg.models.heads import ConvSpec
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, shapes
+from jaxseg.models.network import shapes
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.vit import VARIANTS, ViTSpec
 from jaxseg.published import DATA_SETS, Published, classes_of, recipe_of, taps_of
 

@@ -1,4 +1,4 @@
-"""From an image to its label map, and from a data set to its metrics.
+"""From an image to its label map.
 
 Shapes are static where compiling is dear: in slide mode the network is compiled once, for a batch
 of windows, whatever the images measure. The small programs around it (adding windows, resizing,
@@ -10,8 +10,7 @@ There a single view's labels are interpolated only where neighbouring tokens dis
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,13 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from jaxseg import labels, metrics, windows
-from jaxseg.data.classes import Classes, Source
+from jaxseg import labels, windows
 from jaxseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, keep_ratio_size, test_image
 from jaxseg.errors import UserError
 from jaxseg.execute import Answer
 from jaxseg.programs import Program
-from jaxseg.progress import Progress
 from jaxseg.windows import Size
 
 
@@ -265,143 +262,3 @@ def fitted(image: UInt8[np.ndarray, "H W 3"], how: EvalSpec) -> UInt8[np.ndarray
 def _inputs(answer: Answer, size: Size, count: int) -> list[tuple]:
     maps = [np.asarray(values) for values in answer[1:]]
     return [(size, *(values[i] for values in maps)) for i in range(count)]
-
-
-class Sample(NamedTuple):
-    """One image with its label and its prediction, for pictures."""
-
-    name: str
-    image: UInt8[np.ndarray, "H W 3"]
-    label: UInt8[np.ndarray, "H W"]
-    prediction: UInt8[np.ndarray, "H W"]
-    window: Int[np.ndarray, "r c"]  # of its first input
-
-
-@dataclass(frozen=True, eq=False)
-class EvalResult:
-    """What `evaluate` found. All tuples but ``seconds`` and ``samples`` have an entry per image.
-
-    inputs, alive: see `Prediction`. accuracies: share of right pixels.
-    seconds: of each call of the predictor, from uint8 pixels in memory to uint8 labels on the host.
-        A call that had to compile is made again; its first time is in ``compile_seconds``.
-    """
-
-    matrix: np.ndarray  # int64 [K+1, K], see `jaxseg.metrics.confusion`
-    classes: Classes
-    names: tuple[str, ...]
-    sizes: tuple[Size, ...]
-    inputs: tuple[tuple[Size, ...], ...]
-    alive: tuple[np.ndarray, ...]
-    accuracies: tuple[float, ...]
-    seconds: tuple[float, ...]
-    compile_seconds: float
-    samples: tuple[Sample, ...]
-
-    @property
-    def scores(self) -> metrics.Scores:
-        return metrics.summarise(self.matrix, self.classes.names)
-
-    @property
-    def images_per_second(self) -> float:
-        return len(self.names) / sum(self.seconds)
-
-
-def evaluate(
-    predictors: Mapping[str, tuple[Predictor, dict | Callable[[Sequence[dict]], dict]]],
-    source: Source,
-    *,
-    pictures: int = 0,
-    label: str = "eval",
-) -> dict[str, EvalResult]:
-    """Predicts every image of ``source`` with every (predictor, prepared parameters), by name.
-
-    Instead of parameters there may be a function that makes them from a batch of samples
-    (`jaxseg.oracle`).
-
-    They take turns on each batch of images, in an order that alternates, so that a change of the
-    machine's load falls on all. Keeps ``pictures`` samples, evenly spread. ``label`` names the
-    progress line. The next images are read while the device is busy.
-    Raises UserError: nothing to evaluate, and what the source raises.
-    """
-    count, classes = len(source), source.classes
-    if not count:
-        raise UserError("the split to evaluate holds no image: check config.eval.split")
-    wanted = set(np.linspace(0, count - 1, min(pictures, count)).astype(int).tolist())
-    tallies = {name: _Tally(*predictor) for name, predictor in predictors.items()}
-    together = max(predictor.together for predictor, _ in predictors.values())
-    done = 0
-    with Progress(count, label) as progress:
-        for turn, batch in enumerate(_batches(_read_ahead(source), together)):
-            order = list(tallies.values())
-            for tally in order if turn % 2 else order[::-1]:
-                tally.add(batch, len(classes), wanted, done)
-            done += len(batch)
-            progress.update(done)
-    return {name: tally.result(classes) for name, tally in tallies.items()}
-
-
-class _Tally:
-    """What one predictor has found so far."""
-
-    def __init__(self, predictor: Predictor, params: dict):
-        self.predictor, self.params = predictor, params
-        self.matrix, self.compile_seconds = 0, 0.0
-        self.names, self.sizes, self.inputs, self.alive = [], [], [], []
-        self.accuracies, self.seconds, self.samples = [], [], []
-
-    def add(self, batch: list[dict], classes: int, wanted: set[int], done: int) -> None:
-        images = [sample["image"] for sample in batch]
-        params = self.params(batch) if callable(self.params) else self.params
-        found, seconds, compiling = self.predictor.timed(params, images)
-        self.seconds.append(seconds)
-        self.compile_seconds += compiling
-        for i, (sample, prediction) in enumerate(zip(batch, found, strict=True)):
-            of_image = metrics.confusion(prediction.labels, sample["label"], classes)
-            self.matrix = self.matrix + of_image
-            self.names.append(sample["name"])
-            self.sizes.append(prediction.labels.shape)
-            self.inputs.append(prediction.inputs)
-            self.alive.append(prediction.alive)
-            self.accuracies.append(metrics.ratio(of_image.trace(), of_image[:-1].sum()))
-            if done + i in wanted:
-                pixels = (sample["image"], sample["label"], prediction.labels)
-                self.samples.append(Sample(sample["name"], *pixels, prediction.window[0]))
-
-    def result(self, classes: Classes) -> EvalResult:
-        return EvalResult(
-            self.matrix,
-            classes,
-            tuple(self.names),
-            tuple(self.sizes),
-            tuple(self.inputs),
-            tuple(self.alive),
-            tuple(self.accuracies),
-            tuple(self.seconds),
-            self.compile_seconds,
-            tuple(self.samples),
-        )
-
-
-def _batches(samples: Iterator[dict], together: int) -> Iterator[list[dict]]:
-    """Up to ``together`` samples in a row whose images have one size."""
-    batch = []
-    for sample in samples:
-        if batch and sample["image"].shape != batch[0]["image"].shape:
-            yield batch
-            batch = []
-        batch.append(sample)
-        if len(batch) == together:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _read_ahead(source: Source) -> Iterator[dict]:
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        following = pool.submit(source.__getitem__, 0)
-        for i in range(len(source)):
-            sample = following.result()
-            if i + 1 < len(source):
-                following = pool.submit(source.__getitem__, i + 1)
-            yield sample

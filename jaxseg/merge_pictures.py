@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from jaxseg import viz
-from jaxseg.inference import EvalResult, EvalSpec, fitted
+from jaxseg.evaluation import EvalResult
+from jaxseg.inference import EvalSpec, fitted
 from jaxseg.weights import write_atomically
 
 _LINE = np.array([255, 232, 64], np.float32)  # of the outlines

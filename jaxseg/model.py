@@ -15,7 +15,8 @@ from jaxseg.data.classes import Classes
 from jaxseg.errors import UserError
 from jaxseg.inference import Predictor
 from jaxseg.models.macs import gmacs_of
-from jaxseg.models.segmenter import SegmenterSpec, network
+from jaxseg.models.network import network
+from jaxseg.models.segmenter import SegmenterSpec
 
 
 class Outcome(NamedTuple):

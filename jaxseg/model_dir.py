@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from jaxseg import config as configuration
 from jaxseg.data.classes import Classes
 from jaxseg.errors import UserError
-from jaxseg.models.segmenter import SegmenterSpec, shapes
+from jaxseg.models.network import shapes
+from jaxseg.models.segmenter import SegmenterSpec
 from jaxseg.weights import check_same, load_weights, save_weights, write_atomically
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxseg.errors import UserError
-from jaxseg.models.segmenter import TEACHER, Arrays, Network, stats_of
+from jaxseg.models.network import TEACHER, Arrays, Network, stats_of
 from jaxseg.parallel import AXIS, pmap_step, replicate, shard, step_key, unreplicate
 
 State = dict  # step, params, stats, opt, ema, bad_steps, skipped_steps: arrays and dicts of arrays

@@ -21,7 +21,8 @@ from jaxseg.methods.dtop import Exit
 from jaxseg.metrics import confusion, nan_mean, summarise
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import CascadeHead, ConvHead, ConvSpec, Logits, pixel_scores
-from jaxseg.models.segmenter import HeadSpec, Network, SegmenterSpec, dense_form, network, shapes
+from jaxseg.models.network import Network, network, shapes
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.vit import ViT, ViTSpec
 from jaxseg.resize import resize_bilinear, resize_position_embedding
 from jaxseg.tokens import Rows
@@ -236,7 +237,7 @@ def dtop(data: dict, check) -> None:
     head_shapes = {n: s for n, s in wanted.items() if n.startswith("heads.")}
     params = backbone.convert_vit(vit_source, spec.vit, vit_shapes, "fixture", spec.vit.grid)
     params |= convert(head_source, rules, head_shapes, "fixture")
-    for kind, net in (("prune", network(spec)), ("noprune", network(dense_form(spec)))):
+    for kind, net in (("prune", network(spec)), ("noprune", network(spec.dense()))):
         outputs = _dtop_stages(data, check, kind, net, params)
         _dtop_losses(data, check, kind, net, params, rules, outputs)
     _dtop_inference(data, check, network(spec), params)

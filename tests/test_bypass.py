@@ -1,26 +1,20 @@
 """Methods that choose tokens before or inside blocks: masked = packed, and more that must hold."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
 from conftest import quick_compiles
+from tiny_models import ATM, CLASS_TOKEN, CONV, VIT, images, numbers, same
 
 from jaxseg.execute import Masked, Packing
 from jaxseg.methods import ats, dynamicvit, evit, evovit, svit
-from jaxseg.models.atm import AtmSpec
-from jaxseg.models.heads import ConvSpec
-from jaxseg.models.initial import draw
 from jaxseg.models.macs import dense_macs, pruned_macs
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, dense_form, network, shapes
+from jaxseg.models.network import network, shapes
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.sparse import SparseSpec
-from jaxseg.models.vit import ViTSpec
 
-VIT = ViTSpec(16, 4, 2, grid=(5, 7), patch=4)
-CLASS_TOKEN = dataclasses.replace(VIT, class_token=True, final_norm=True)
-ATM, CONV = AtmSpec(5, 8, 2, 1), ConvSpec(classes=5, channels=8)
 ONE = (HeadSpec((1,), CONV), HeadSpec((3,), ATM))
 NAIVE = (HeadSpec((3,), CONV),)
 CASCADE = (HeadSpec((1, 2, 3), ATM),)
@@ -50,30 +44,10 @@ CASES = {
 }
 
 
-@functools.cache
-def images(batch: int, size=(20, 28)) -> np.ndarray:
-    rng = np.random.default_rng(1)
-    noise = rng.standard_normal((batch, *size, 3), np.float32)
-    return noise * np.linspace(0.1, 2.0, batch)[:, None, None, None].astype(np.float32)
-
-
-def numbers(spec: SegmenterSpec) -> dict:
-    rng = np.random.default_rng(0)
-    params, stats = draw(*shapes(spec), seed=0)
-    moved = {n: v + 0.4 * rng.standard_normal(v.shape, np.float32) for n, v in params.items()}
-    return moved | stats
-
-
 @pytest.fixture(autouse=True)
 def _quick_compiles():
     with quick_compiles():
         yield
-
-
-def same(ours, reference):
-    np.testing.assert_array_equal(ours.alive, reference.alive)
-    np.testing.assert_array_equal(ours.left, reference.left)
-    np.testing.assert_allclose(ours.scores, reference.scores, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -133,7 +107,7 @@ def test_everybody_chosen_is_dense():
     ):
         spec = SparseSpec(VIT, NAIVE, method=method)
         arrays = numbers(spec)
-        dense = network(dense_form(spec)).program()(arrays, images(2))
+        dense = network(spec.dense()).program()(arrays, images(2))
         for executor in (Masked(), None):
             ours = network(spec).program(executor)(arrays, images(2))
             np.testing.assert_allclose(ours.scores, dense.scores, atol=1e-5)
@@ -197,4 +171,4 @@ def test_macs_count_halves_and_choices():
     assert parts["choices"] == width * (36 + 16)
     plain = dense_macs(SegmenterSpec(dataclasses.replace(VIT, class_token=True), NAIVE), size)
     assert dense_macs(spec, size).gmacs_all_heads == pytest.approx(plain.gmacs_all_heads)
-    assert pruned_macs(dense_form(spec), size, [36]) == dense_macs(spec, size)
+    assert pruned_macs(spec.dense(), size, [36]) == dense_macs(spec, size)

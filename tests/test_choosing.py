@@ -17,7 +17,8 @@ from jaxseg.methods import ats, dynamicvit, evit, evovit, svit
 from jaxseg.models import attention, gates
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import TEACHER, HeadSpec, SegmenterSpec, network, shapes
+from jaxseg.models.network import TEACHER, network, shapes
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.sparse import SparseSpec
 from jaxseg.models.vit import ViTSpec
 from jaxseg.tokens import Rows

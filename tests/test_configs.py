@@ -12,7 +12,7 @@ from conftest import quick_compiles
 import train
 from jaxseg import build, model_dir
 from jaxseg.execute import Masked
-from jaxseg.models.segmenter import network, shapes
+from jaxseg.models.network import network, shapes
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))

@@ -15,7 +15,8 @@ from jaxseg.errors import UserError
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, shapes
+from jaxseg.models.network import shapes
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.vit import ViTSpec
 from jaxseg.resize import resize_position_embedding
 from jaxseg.weights import save_weights

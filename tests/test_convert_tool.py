@@ -23,7 +23,8 @@ from jaxseg.convert.start import start_from
 from jaxseg.errors import UserError
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, network, shapes
+from jaxseg.models.network import network, shapes
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.vit import VARIANTS, ViT, ViTSpec
 from jaxseg.tools import convert
 from jaxseg.weights import load_weights, save_weights

@@ -1,26 +1,22 @@
 """Masked = packed with host capacities, for every rule; = packed with a switch, for some."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
 from conftest import quick_compiles
+from tiny_models import ATM, CLASS_TOKEN, CONV, VIT, images, numbers, same
 
 from jaxseg import fates
 from jaxseg.execute import Masked, Packing, step
 from jaxseg.methods.dtop import Exit
 from jaxseg.models import attention
-from jaxseg.models.atm import AtmSpec
-from jaxseg.models.heads import ConvSpec
-from jaxseg.models.initial import draw
 from jaxseg.models.mask_transformer import MaskSpec
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, dense_form, network, shapes
-from jaxseg.models.vit import ViTSpec
+from jaxseg.models.network import network
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 
-VIT = ViTSpec(16, 4, 2, grid=(5, 7), patch=4)
-ATM, CONV, MASK = AtmSpec(5, 8, 2, 2), ConvSpec(classes=5, channels=8), MaskSpec(5, 8, 2)
+MASK = MaskSpec(5, 8, 2)
 
 
 def spec_of(*exits, vit=VIT, sizes=(ATM, ATM, ATM), final_at_exit=False) -> SegmenterSpec:
@@ -29,7 +25,6 @@ def spec_of(*exits, vit=VIT, sizes=(ATM, ATM, ATM), final_at_exit=False) -> Segm
     return SegmenterSpec(vit, tuple(HeadSpec((tap,), *rest) for tap, *rest in heads), final_at_exit)
 
 
-CLASS_TOKEN = dataclasses.replace(VIT, class_token=True, final_norm=True)
 CASES = {
     "top_k": spec_of(Exit(0.4, k=2), Exit(0.35, k=1)),
     "remove": spec_of(Exit(0.5, "remove"), Exit(0.3, "remove")),
@@ -45,31 +40,10 @@ CASES = {
 }
 
 
-@functools.cache
-def images(batch: int) -> np.ndarray:
-    """Pictures of different difficulty: some flat, some of noise."""
-    rng = np.random.default_rng(1)
-    noise = rng.standard_normal((batch, 20, 28, 3), np.float32)
-    return noise * np.linspace(0.1, 2.0, batch)[:, None, None, None].astype(np.float32)
-
-
-def numbers(spec: SegmenterSpec) -> dict:
-    rng = np.random.default_rng(0)
-    params, stats = draw(*shapes(spec), seed=0)
-    moved = {n: v + 0.4 * rng.standard_normal(v.shape, np.float32) for n, v in params.items()}
-    return moved | stats
-
-
 @pytest.fixture(autouse=True)
 def _quick_compiles():
     with quick_compiles():
         yield
-
-
-def same(ours, reference):
-    np.testing.assert_array_equal(ours.left, reference.left)
-    np.testing.assert_array_equal(ours.alive, reference.alive)
-    np.testing.assert_allclose(ours.scores, reference.scores, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -143,7 +117,7 @@ def test_nobody_leaves_is_dense():
     """Above a threshold that nothing reaches, the scores are those without exits."""
     spec = spec_of(Exit(0.999999, k=5), Exit(0.999999, k=5))
     arrays = numbers(spec)
-    dense = network(dense_form(spec)).program()(arrays, images(2))
+    dense = network(spec.dense()).program()(arrays, images(2))
     for executor in (Masked(), None):
         ours = network(spec).program(executor)(arrays, images(2))
         assert (np.asarray(ours.left) == -1).all()

@@ -14,7 +14,7 @@ from jaxseg.errors import UserError
 from jaxseg.inference import EvalSpec
 from jaxseg.methods.dtop import Exit
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import shapes
+from jaxseg.models.network import shapes
 from jaxseg.tools import bench, sweep
 
 evaluation = importlib.import_module("eval")

@@ -9,9 +9,10 @@ from test_execute import CASES, images, numbers
 
 from jaxseg import exits
 from jaxseg.data.classes import make_classes
-from jaxseg.inference import EvalSpec, Predictor, Sample, evaluate
+from jaxseg.evaluation import Sample, evaluate
+from jaxseg.inference import EvalSpec, Predictor
 from jaxseg.models.macs import dense_macs, pruned_macs
-from jaxseg.models.segmenter import dense_form, network
+from jaxseg.models.network import network
 
 SPEC = CASES["top_k"]
 HOW = EvalSpec(mode="whole", batch_size=2, mean=(0.0,) * 3, std=(255.0,) * 3)
@@ -35,7 +36,7 @@ class Pictures:
 @pytest.fixture(scope="module")
 def found():
     with quick_compiles():
-        specs = {"model": SPEC, "dense": dense_form(SPEC)}
+        specs = {"model": SPEC, "dense": SPEC.dense()}
         predictors = {
             name: (Predictor(network(spec).program(), HOW), numbers(SPEC))
             for name, spec in specs.items()
@@ -44,7 +45,7 @@ def found():
 
 
 def test_figures(found):
-    dense_spec = dense_form(SPEC)
+    dense_spec = SPEC.dense()
     summary = exits.summary(SPEC, found["model"], dense_spec, found["dense"])
     by_hand = [pruned_macs(SPEC, (20, 28), a[0]).gmacs_all_heads for a in found["model"].alive]
     assert exits.mean_gmacs(SPEC, found["model"]) == pytest.approx(np.mean(by_hand))
@@ -88,7 +89,7 @@ def test_speedup_and_efficiency_by_hand(found):
         name: dataclasses.replace(result, seconds=(seconds,) * 3)
         for (name, result), seconds in zip(found.items(), (1 / 3, 1 / 2), strict=True)
     }
-    summary = exits.summary(SPEC, timed["model"], dense_form(SPEC), timed["dense"])
+    summary = exits.summary(SPEC, timed["model"], SPEC.dense(), timed["dense"])
     assert summary["speedup"] == pytest.approx(1.5)
     assert summary["dense_images_per_second"] == pytest.approx(2.0)
     pruned = exits.mean_gmacs(SPEC, timed["model"])

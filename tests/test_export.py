@@ -5,10 +5,11 @@ import importlib
 import jax
 import numpy as np
 from conftest import quick_compiles
-from test_execute import CASES, images, numbers
+from test_execute import CASES
+from tiny_models import images, numbers
 
 from jaxseg import labels
-from jaxseg.models.segmenter import dense_form, network
+from jaxseg.models.network import network
 from jaxseg.tools.export import exported
 
 
@@ -18,7 +19,7 @@ def test_exported_models_answer_like_the_model():
     pixels = np.clip(128 + 60 * images(2), 0, 255).astype(np.uint8)[:, :18, :27]
     normal = (pixels.astype(np.float32) - 127.5) / 127.5
     with quick_compiles():
-        for each in (spec, dense_form(spec)):
+        for each in (spec, spec.dense()):
             content = exported(each, arrays, config, (18, 27), 2).serialize()
             found, alive = jax.export.deserialize(content).call(pixels)
             answer = network(each).program()(arrays, normal)

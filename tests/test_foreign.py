@@ -20,7 +20,7 @@ from jaxseg.config import defaults
 from jaxseg.convert import kinds
 from jaxseg.errors import UserError
 from jaxseg.foreign import model_of
-from jaxseg.models.segmenter import shapes
+from jaxseg.models.network import shapes
 from jaxseg.models.vit import VARIANTS
 
 WIDTHS = {"Ti": 12, "B": 24, "L": 32}

@@ -12,8 +12,9 @@ from jaxseg import metrics, windows
 from jaxseg.data.classes import make_classes
 from jaxseg.data.transforms import keep_ratio_size
 from jaxseg.errors import UserError
+from jaxseg.evaluation import evaluate
 from jaxseg.execute import Answer
-from jaxseg.inference import EvalSpec, Predictor, evaluate
+from jaxseg.inference import EvalSpec, Predictor
 
 CLASSES = 5
 MEAN, STD = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)

@@ -9,7 +9,8 @@ import pytest
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, shapes
+from jaxseg.models.network import shapes
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.vit import ViTSpec
 
 VIT = ViTSpec(48, 6, 2, grid=(6, 7), patch=4, class_token=True, final_norm=True)

@@ -9,7 +9,7 @@ import pytest
 from jaxseg import build
 from jaxseg.models import vit
 from jaxseg.models.macs import dense_macs, pruned_macs
-from jaxseg.models.segmenter import network, shapes
+from jaxseg.models.network import network, shapes
 
 PUBLISHED = {  # DToP table 7 and its SegViT rows, SegViT's README
     "segvit_vitb_ade20k": 109.9,

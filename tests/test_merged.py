@@ -1,28 +1,22 @@
 """Tokens that several patches share: what they are, and that all executors agree on them."""
 
 import dataclasses
-import functools
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import quick_compiles
+from tiny_models import ATM, CLASS_TOKEN, CONV, GRID, PATCH, VIT, images, numbers, same
 
 from jaxseg.execute import Masked, Packing
 from jaxseg.methods.dcts import Merge
 from jaxseg.methods.dtop import Exit
-from jaxseg.models.atm import AtmSpec
-from jaxseg.models.heads import ConvSpec
-from jaxseg.models.initial import draw
 from jaxseg.models.merged import MergeSpec, image_pyramid
+from jaxseg.models.network import network
 from jaxseg.models.policy import OracleSpec
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, dense_form, network, shapes
-from jaxseg.models.vit import ViTSpec
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 
-SIDES, GRID, PATCH = (2, 4), (5, 7), 4
-VIT = ViTSpec(16, 4, 2, grid=GRID, patch=PATCH)
-CLASS_TOKEN = dataclasses.replace(VIT, class_token=True, final_norm=True)
-ATM, CONV = AtmSpec(5, 8, 2, 2), ConvSpec(classes=5, channels=8)
+SIDES = (2, 4)
 ORACLE = MergeSpec(OracleSpec(SIDES), Merge(tuple((side, 0.5) for side in SIDES)))
 
 
@@ -43,13 +37,6 @@ CASES = {
 }
 
 
-@functools.cache
-def images(batch: int) -> np.ndarray:
-    rng = np.random.default_rng(1)
-    noise = rng.standard_normal((batch, GRID[0] * PATCH, GRID[1] * PATCH, 3), np.float32)
-    return noise * np.linspace(0.1, 2.0, batch)[:, None, None, None].astype(np.float32)
-
-
 def windows(*rates: float) -> dict:
     """Logits of the oracle: images that merge different shares of their windows."""
     rng = np.random.default_rng(6)
@@ -61,24 +48,10 @@ def windows(*rates: float) -> dict:
     }
 
 
-def numbers(spec: SegmenterSpec) -> dict:
-    rng = np.random.default_rng(0)
-    params, stats = draw(*shapes(dense_form(spec)), seed=0)
-    moved = {n: v + 0.4 * rng.standard_normal(v.shape, np.float32) for n, v in params.items()}
-    return moved | stats
-
-
 @pytest.fixture(autouse=True)
 def _quick_compiles():
     with quick_compiles():
         yield
-
-
-def same(ours, reference):
-    np.testing.assert_array_equal(ours.left, reference.left)
-    np.testing.assert_array_equal(ours.alive, reference.alive)
-    np.testing.assert_array_equal(ours.window, reference.window)
-    np.testing.assert_allclose(ours.scores, reference.scores, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -107,7 +80,7 @@ def test_merging_nothing_is_the_dense_model(name):
         heads=tuple(dataclasses.replace(h, decide=None) for h in CASES[name].heads),
     )
     arrays = numbers(spec)
-    dense = network(dense_form(spec)).program()(arrays, images(2))
+    dense = network(spec.dense()).program()(arrays, images(2))
     merged = network(spec).program(Masked())(arrays | windows(0.0, 0.0), images(2))
     np.testing.assert_allclose(merged.scores, dense.scores, atol=2e-5)
     packed = network(spec).program()(arrays | windows(0.0, 0.0), images(2))

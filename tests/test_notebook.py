@@ -12,7 +12,7 @@ import pytest
 
 from jaxseg import build, model_dir, zoo
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import shapes
+from jaxseg.models.network import shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATH = ROOT / "notebooks" / "jaxseg_demo.ipynb"

@@ -15,8 +15,8 @@ from jaxseg import build, model_dir
 from jaxseg.errors import UserError
 from jaxseg.models.initial import draw
 from jaxseg.models.macs import policy_macs
+from jaxseg.models.network import network, shapes
 from jaxseg.models.policy import OracleSpec, PolicySpec
-from jaxseg.models.segmenter import dense_form, network, shapes
 from jaxseg.tools import bench
 
 SIDES = (2, 4)
@@ -158,7 +158,7 @@ def test_a_segmenter_needs_a_policy_that_fits(runs):
     spec = build.segmenter_spec(config, len(stored.classes))
     arrays = model_dir.arrays_for(stored, config, spec)
     assert "policy.head.kernel" in arrays and "policy.larger.0.out.kernel" not in arrays
-    dense = dense_form(spec)
+    dense = spec.dense()
     assert set(model_dir.arrays_for(stored, config, dense)) == set(stored.arrays)
 
 

@@ -26,7 +26,7 @@ from jaxseg.exits import StageView
 from jaxseg.inference import EvalSpec
 from jaxseg.models.initial import draw
 from jaxseg.models.macs import dense_macs
-from jaxseg.models.segmenter import network, shapes
+from jaxseg.models.network import network, shapes
 from jaxseg.tools import predict
 from jaxseg.windows import window_starts
 

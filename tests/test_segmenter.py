@@ -10,7 +10,8 @@ from flax import nnx
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, network, shapes, stats_of
+from jaxseg.models.network import network, shapes, stats_of
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.vit import VARIANTS, ViTSpec
 from jaxseg.tokens import Rows
 

@@ -10,7 +10,8 @@ import fixture_parts  # noqa: E402
 
 from jaxseg.convert.backbone import convert_vit  # noqa: E402
 from jaxseg.models.heads import ConvSpec  # noqa: E402
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, shapes  # noqa: E402
+from jaxseg.models.network import shapes  # noqa: E402
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec  # noqa: E402
 from jaxseg.models.vit import ViT, ViTSpec  # noqa: E402
 
 

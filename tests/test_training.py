@@ -14,7 +14,8 @@ from jaxseg.models import atm
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
-from jaxseg.models.segmenter import HeadSpec, SegmenterSpec, network, shapes
+from jaxseg.models.network import network, shapes
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.vit import ViTSpec
 
 VIT = ViTSpec(width=16, depth=2, heads=2, grid=(2, 3), patch=8)

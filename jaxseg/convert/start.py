@@ -9,7 +9,8 @@ from jaxseg.convert.backbone import convert_vit
 from jaxseg.convert.files import read_arrays
 from jaxseg.convert.rules import Arrays
 from jaxseg.errors import UserError
-from jaxseg.models.segmenter import SegmenterSpec, shapes
+from jaxseg.models.network import shapes
+from jaxseg.models.segmenter import SegmenterSpec
 from jaxseg.resize import resize_position_embedding
 
 

@@ -146,7 +146,30 @@ class ConvSpec:
         return self.kernel == 1 and (self.up_scale == 1 or self.convs <= 1)
 
 
-class ConvHead(nnx.Module):
+class SoftmaxHead(nnx.Module):
+    """A head whose mask logits go through a softmax over the classes; ``spec.weight`` is that of
+    its loss."""
+
+    def token_scores(self, logits: Logits, layout: Layout) -> Float[Array, "*slots K"]:
+        """Softmax over the classes, per slot."""
+        del layout
+        return jax.nn.softmax(logits.mask.astype(jnp.float32))
+
+    def as_mask(self, scores: Float[Array, "*slots K"]) -> Float[Array, "*slots K"]:
+        """Logits of scores that another kind of head has given."""
+        return jnp.log(jnp.maximum(scores, _LEAST))
+
+    def grid_scores(self, logits: Logits, size: Grid) -> Float[Array, "B r c K"]:
+        """The logits, interpolated as they are."""
+        del size
+        return logits.mask.astype(jnp.float32)
+
+    def losses(self, logits: Logits, labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
+        full = pixel_scores(self, logits, labels.shape[1:])
+        return {"loss_ce": losses.pixel_cross_entropy(full, labels, self.spec.weight)}
+
+
+class ConvHead(SoftmaxHead):
     """SETR-naive (1x1 convolutions), SETR-PUP (3x3, x2 each) and FCN (no norm, no up-sampling).
 
     The last up-sampling comes after the classifier instead of before it: both are linear and the
@@ -183,31 +206,17 @@ class ConvHead(nnx.Module):
             x = jax.nn.relu(bn(conv(x), training=key is not None, valid=valid))
         return Logits(self.classify(x), None)
 
-    def token_scores(self, logits: Logits, layout: Layout) -> Float[Array, "*slots K"]:
-        """Softmax over the classes, per slot."""
-        del layout
-        return jax.nn.softmax(logits.mask.astype(jnp.float32))
-
-    def as_mask(self, scores: Float[Array, "*slots K"]) -> Float[Array, "*slots K"]:
-        """Logits of scores that another kind of head has given."""
-        return jnp.log(jnp.maximum(scores, _LEAST))
-
     def grid_scores(self, logits: Logits, size: Grid) -> Float[Array, "B R C K"]:
-        """The logits, interpolated as they are."""
-        del size
-        mask = logits.mask.astype(jnp.float32)
+        """The logits, interpolated as they are; the last up-sampling is still to come."""
+        mask = super().grid_scores(logits, size)
         return self._up(mask) if self.convs else mask
 
     def _up(self, x: Float[Array, "B r c F"]) -> Float[Array, "B R C F"]:
         up = self.spec.up_scale
         return x if up == 1 else resize_bilinear(x, (x.shape[1] * up, x.shape[2] * up))
 
-    def losses(self, logits: Logits, labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
-        full = pixel_scores(self, logits, labels.shape[1:])
-        return {"loss_ce": losses.pixel_cross_entropy(full, labels, self.spec.weight)}
 
-
-Head = AtmHead | CascadeHead | ConvHead
+Head = AtmHead | CascadeHead | SoftmaxHead
 
 
 def pixel_scores(head: Head, logits, size: Grid) -> Float[Array, "B H W K"]:

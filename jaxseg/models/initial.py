@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 def draw(params: Mapping, stats: Mapping, seed: int) -> tuple[dict, dict]:
-    """Fresh float32 arrays for the names and shapes of `jaxseg.models.segmenter.shapes`.
+    """Fresh float32 arrays for the names and shapes of `jaxseg.models.network.shapes`.
 
     Each array depends on (seed, its own name) alone, so a new head leaves the others as they were.
     The rules are those of mmsegmentation and of the released DToP and SegViT code, with two

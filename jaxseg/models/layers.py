@@ -1,6 +1,6 @@
 """The layers that every network here is made of.
 
-A module holds the shapes of its parameters, never numbers: `jaxseg.models.segmenter.Network.bind`
+A module holds the shapes of its parameters, never numbers: `jaxseg.models.network.Network.bind`
 puts numbers in and `jaxseg.models.initial` draws the first ones. So building a network is free.
 
 A ``key`` of None means inference everywhere in `jaxseg.models`: nothing is dropped and batch

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key
 
-from jaxseg import flops, losses
-from jaxseg.losses import Term
+from jaxseg import flops
 from jaxseg.models.attention import attend, query_scores
-from jaxseg.models.heads import Grid, Logits, pixel_scores
+from jaxseg.models.heads import Logits, SoftmaxHead
 from jaxseg.models.layers import LayerNorm, Linear, dropout, gelu, parameter, subkeys
 from jaxseg.models.vit import Block, ViTSpec
 from jaxseg.tokens import Layout, Packed, Rows
 
 DROPOUT = 0.1  # the released decoder drops at every place with this rate
 EPSILON = 1e-5  # of all its layer norms, here and in mmsegmentation's form
-_LEAST = 1e-6  # a score that becomes a logit again is kept this far from 0
 _TINY = 1e-24  # a squared length below this is none
 
 
@@ -37,7 +35,7 @@ class MaskSpec:
     weight: float = 1.0
 
 
-class MaskTransformerHead(nnx.Module):
+class MaskTransformerHead(SoftmaxHead):
     """One tap; pixels are classified by a softmax over the mask logits."""
 
     per_token = True
@@ -70,24 +68,6 @@ class MaskTransformerHead(nnx.Module):
         slots = _unit(slots @ self.patch_proj[...])
         classes = _unit(classes @ self.class_proj[...])
         return Logits(self.mask_norm(query_scores(classes, slots, layout)), None)
-
-    def token_scores(self, logits: Logits, layout: Layout) -> Float[Array, "*slots K"]:
-        """Softmax over the classes, per slot."""
-        del layout
-        return jax.nn.softmax(logits.mask.astype(jnp.float32))
-
-    def as_mask(self, scores: Float[Array, "*slots K"]) -> Float[Array, "*slots K"]:
-        """Logits of scores that another kind of head has given."""
-        return jnp.log(jnp.maximum(scores, _LEAST))
-
-    def grid_scores(self, logits: Logits, size: Grid) -> Float[Array, "B r c K"]:
-        """The logits, interpolated as they are."""
-        del size
-        return logits.mask.astype(jnp.float32)
-
-    def losses(self, logits: Logits, labels: UInt8[Array, "B H W"]) -> dict[str, Term]:
-        full = pixel_scores(self, logits, labels.shape[1:])
-        return {"loss_ce": losses.pixel_cross_entropy(full, labels, self.spec.weight)}
 
 
 class DroppingBlock(Block):

@@ -19,7 +19,8 @@ from jaxseg.losses import Term, feature_distillation, score_distillation
 from jaxseg.models.gates import Chooser, fingerprint
 from jaxseg.models.heads import AtmHead, CascadeHead
 from jaxseg.models.layers import subkeys
-from jaxseg.models.segmenter import TEACHER, Arrays, Segmenter, SegmenterSpec, network
+from jaxseg.models.network import TEACHER, Arrays, network
+from jaxseg.models.segmenter import Segmenter, SegmenterSpec
 from jaxseg.tokens import Rows
 
 

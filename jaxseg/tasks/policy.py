@@ -10,8 +10,8 @@ from jaxseg.convert.files import read_arrays
 from jaxseg.convert.rules import convert
 from jaxseg.data.classes import Source
 from jaxseg.model_dir import StoredModel
+from jaxseg.models.network import network, shapes
 from jaxseg.models.policy import PATCH, PolicySpec
-from jaxseg.models.segmenter import network, shapes
 from jaxseg.policy_eval import evaluate_policy, table
 from jaxseg.weights import check_same, write_atomically
 

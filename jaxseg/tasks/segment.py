@@ -11,11 +11,12 @@ import jax
 from jaxseg import build, exits, merge_pictures, metrics, oracle, report, viz
 from jaxseg.convert.start import start_from
 from jaxseg.data.classes import Source
+from jaxseg.evaluation import evaluate as run
 from jaxseg.inference import Predictor
-from jaxseg.inference import evaluate as run
 from jaxseg.model_dir import StoredModel, arrays_for, policy_arrays
 from jaxseg.models.macs import dense_macs
-from jaxseg.models.segmenter import SegmenterSpec, dense_form, network
+from jaxseg.models.network import network
+from jaxseg.models.segmenter import SegmenterSpec
 from jaxseg.weights import write_atomically
 
 
@@ -58,7 +59,7 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
 
     # ---- predict --------------------------------------------------------------------------------
     # Where tokens leave or are shared, the same weights are run densely too, in turn.
-    specs = {"model": spec} | ({"dense": dense_form(spec)} if spec.adaptive else {})
+    specs = {"model": spec} | ({"dense": spec.dense()} if spec.adaptive else {})
     how = build.eval_spec(config)
     bfloat16 = config.model.bfloat16
     programs = {name: network(each).program(bfloat16=bfloat16) for name, each in specs.items()}

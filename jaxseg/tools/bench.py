@@ -39,14 +39,8 @@ from jaxseg.errors import UserError
 from jaxseg.inference import EvalSpec, Predictor
 from jaxseg.models.initial import draw
 from jaxseg.models.macs import pruned_macs
-from jaxseg.models.segmenter import (
-    SegmenterSpec,
-    dense_form,
-    network,
-    shapes,
-    steered,
-    with_decisions,
-)
+from jaxseg.models.network import network, shapes, steered
+from jaxseg.models.segmenter import SegmenterSpec, with_decisions
 from jaxseg.programs import Chain, OneProgram
 from jaxseg.weights import check_same
 
@@ -142,7 +136,7 @@ def bench(
     """Measures images of ``how.crop``, ``how.batch_size`` at once; returns the JSON object."""
     size, batch = how.crop, how.batch_size
     rng = np.random.default_rng(seed)
-    dense_spec = dense_form(spec)
+    dense_spec = spec.dense()
 
     programs = {
         "dense": network(dense_spec).program(bfloat16=bfloat16),

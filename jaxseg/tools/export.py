@@ -24,7 +24,8 @@ from jax import export as jax_export
 from jaxseg import build, cli, labels, model_dir, startup
 from jaxseg.errors import UserError
 from jaxseg.execute import Packing
-from jaxseg.models.segmenter import SegmenterSpec, dense_form, network, shapes
+from jaxseg.models.network import network, shapes
+from jaxseg.models.segmenter import SegmenterSpec
 from jaxseg.weights import check_same, write_atomically
 
 FLAGS = flags.FLAGS
@@ -68,7 +69,7 @@ def main(_) -> None:
     spec = build.segmenter_spec(config, len(stored.classes))
     wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}
     check_same(stored.arrays, wanted, f"{FLAGS.weights}/{model_dir.WEIGHTS}")
-    specs = {"dense": dense_form(spec)} | ({"packed": spec} if spec.adaptive else {})
+    specs = {"dense": spec.dense()} | ({"packed": spec} if spec.adaptive else {})
     folder = pathlib.Path(FLAGS.weights) / "export"
     folder.mkdir(exist_ok=True)
     for name, each in specs.items():

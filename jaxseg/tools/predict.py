@@ -42,7 +42,7 @@ from jaxseg.exits import StageView, layers_of
 from jaxseg.inference import EvalSpec
 from jaxseg.model import Model, Outcome, load
 from jaxseg.models.macs import dense_macs
-from jaxseg.models.segmenter import dense_form, network
+from jaxseg.models.network import network
 from jaxseg.predict_page import Picture
 from jaxseg.progress import Progress
 from jaxseg.weights import write_atomically
@@ -115,7 +115,7 @@ def look(model: Model, view: StageView | None, path: pathlib.Path, limit: float)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise UserError(f"{path}: out of memory; give a smaller --memory_gb") from None
         raise
-    dense = dense_form(model.spec)
+    dense = model.spec.dense()
     return Picture(
         name=str(path),
         image=image,

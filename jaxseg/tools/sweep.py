@@ -23,8 +23,10 @@ from absl import flags
 
 from jaxseg import build, cli, exits, model_dir, startup
 from jaxseg.errors import UserError
-from jaxseg.inference import Predictor, evaluate
-from jaxseg.models.segmenter import dense_form, network, shapes, steered, with_decisions
+from jaxseg.evaluation import evaluate
+from jaxseg.inference import Predictor
+from jaxseg.models.network import network, shapes, steered
+from jaxseg.models.segmenter import with_decisions
 from jaxseg.selection import above_threshold
 from jaxseg.weights import check_same, write_atomically
 
@@ -132,7 +134,7 @@ def sweep(config, workdir: str, named: list[str], thresholds: list[float]) -> di
     classes = len(source.classes)
     positions = positions_of(named, tuple(config.model.taps[:-1]))
     specs = {"+".join(map(str, layers)): spec_of(config, layers, classes) for layers in positions}
-    dense_spec = dense_form(next(iter(specs.values())))
+    dense_spec = next(iter(specs.values())).dense()
     wanted = {n: shape.shape for part in shapes(dense_spec) for n, shape in part.items()}
     check_same(stored.arrays, wanted, f"{workdir}/{model_dir.WEIGHTS}")
 

@@ -1,0 +1,22 @@
+"""From a configuration to the frozen dataclasses that the rest of the library takes.
+
+`ConfigDict` stops here: nothing below this folder has seen one.
+"""
+
+from jaxseg.build.data import class_count, make_source, recipe
+from jaxseg.build.method import merge_decision, policy_spec, teacher
+from jaxseg.build.network import segmenter_spec
+from jaxseg.build.run import eval_spec, optim_spec, train_spec
+
+__all__ = [
+    "class_count",
+    "eval_spec",
+    "make_source",
+    "merge_decision",
+    "optim_spec",
+    "policy_spec",
+    "recipe",
+    "segmenter_spec",
+    "teacher",
+    "train_spec",
+]

@@ -1,0 +1,63 @@
+"""Images and labels of a split, and the training transforms."""
+
+from ml_collections import ConfigDict
+
+from jaxseg.build.checks import one_of, two_sides
+from jaxseg.data.classes import Source
+from jaxseg.data.transforms import Recipe
+from jaxseg.errors import UserError
+
+DATA_SETS = ("folder", "shapes", "ade20k", "pascal_context", "coco_stuff10k")
+
+
+def make_source(config: ConfigDict, which: str) -> Source:
+    """Images and labels of a split: ``train``, ``val`` or ``test`` as the configuration names them,
+    or any split of the data set itself."""
+    data = config.data
+    one_of("data.name", data.name, DATA_SETS)
+    split = {"train": data.train, "val": data.val, "test": data.test}.get(which, which)
+    if data.name == "shapes":
+        from jaxseg.data.shapes import shapes
+
+        parts = {"train": 0, "val": 1, "test": 2}
+        if split not in parts:
+            raise UserError(f"data split {split!r}: shapes has train, val and test")
+        index = parts[split]
+        return shapes(data.count[index], data.size, seed=index)
+    if not data.root:
+        raise UserError("data.root is empty; say where the data set lies: --config.data.root=DIR")
+    if data.name == "folder":
+        from jaxseg.data.folder import folder
+
+        return folder(data.root, split, data.ignore)
+    from jaxseg.data.builders import source
+
+    return source(data.name, data.root, split)
+
+
+def class_count(config: ConfigDict) -> int:
+    """How many classes the data set has; of a prepared one without looking at its files."""
+    one_of("data.name", config.data.name, DATA_SETS)
+    if config.data.name in ("folder", "shapes"):
+        return len(make_source(config, "train").classes)
+    from jaxseg.data.builders import BUILDERS
+
+    return len(BUILDERS[config.data.name].CLASSES)
+
+
+def recipe(config: ConfigDict) -> Recipe:
+    """The training transforms."""
+    data = config.data
+    two_sides("data.resize", data.resize)
+    two_sides("data.crop", data.crop)
+    return Recipe(
+        long=data.resize[0],
+        short=data.resize[1],
+        crop=tuple(data.crop),
+        ratio=tuple(data.ratio),
+        cat_max_ratio=data.cat_max_ratio,
+        flip=data.flip,
+        distort=data.distort,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+    )
