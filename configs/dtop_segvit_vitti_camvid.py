@@ -21,5 +21,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config = segvit_vitti_camvid.get_config()
     config.method.exit6.threshold = config.method.exit8.threshold = 0.95
     if arg != "retrain":
-        config.optim.lr, config.optim.warmup_steps, config.train.eval_every = 5e-5, 20, 200
-    return dtop(config, arg, finetune_steps=400)
+        config.optim.lr, config.optim.warmup_steps, config.train.eval_every = 2e-5, 20, 0
+    return dtop(config, arg, finetune_steps=300)

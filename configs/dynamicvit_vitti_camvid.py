@@ -18,4 +18,4 @@ from jaxseg.config import ConfigDict, choosing
 def get_config(arg: str = "") -> ConfigDict:
     config = segvit_vitti_camvid.get_config()
     config.method.update(ratio_weight=2.0, distil=0.5)
-    return choosing(config, arg, "dynamicvit", finetune_steps=400)
+    return choosing(config, arg, "dynamicvit", finetune_steps=300)

@@ -16,4 +16,4 @@ from jaxseg.config import ConfigDict, choosing
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    return choosing(segvit_vitti_camvid.get_config(), arg, "evovit", finetune_steps=400)
+    return choosing(segvit_vitti_camvid.get_config(), arg, "evovit", finetune_steps=300)

@@ -199,9 +199,9 @@ def dtop(config: ConfigDict, arg: str, finetune_steps: int) -> ConfigDict:
 def choosing(config: ConfigDict, arg: str, method: str, finetune_steps: int) -> ConfigDict:
     """Fine-tuning a dense model with a method that chooses tokens before or inside blocks."""
     config.method.name = method
-    config.optim.lr, config.optim.warmup_steps = 5e-5, 20
-    config.optim.lr_multipliers = (("^method", 20.0), ("^heads", 5.0))  # new among trained
-    config.train.steps, config.train.eval_every = finetune_steps, finetune_steps // 2
+    config.optim.lr, config.optim.warmup_steps = 2e-5, 20
+    config.optim.lr_multipliers = (("^method", 50.0), ("^heads", 5.0))  # new among trained
+    config.train.steps, config.train.eval_every = finetune_steps, 0
     return finish(config, arg)
 
 
