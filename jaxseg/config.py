@@ -264,11 +264,16 @@ def from_json(text: str, origin: str) -> ConfigDict:
     except ValueError as error:
         raise UserError(f"{origin}: not JSON ({error}); restore it from the training run") from None
     config = defaults()
-    _update(config, stored, origin, "config")
+    update(config, stored, origin)
     return config
 
 
-def _update(config: ConfigDict, stored: object, origin: str, path: str) -> None:
+def update(config: ConfigDict, stored: object, origin: str, path: str = "config") -> None:
+    """Set the fields that ``stored`` (plain dicts, lists, values) has; known ones of right types.
+
+    ``origin`` names where they are from in errors, ``path`` the part of the configuration. Raises
+    `UserError`.
+    """
     if not isinstance(stored, dict):
         raise UserError(f"{origin}: {path} must be an object, not {stored!r}")
     for key, value in stored.items():
@@ -277,7 +282,7 @@ def _update(config: ConfigDict, stored: object, origin: str, path: str) -> None:
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(config)}"
             raise UserError(f"{origin}: unknown field {path}.{key}; {hint}")
         if isinstance(config[key], ConfigDict):
-            _update(config[key], value, origin, f"{path}.{key}")
+            update(config[key], value, origin, f"{path}.{key}")
             continue
         value = _as_tuple(value)
         if isinstance(config[key], float) and isinstance(value, int):

@@ -9,13 +9,13 @@ import pytest
 from conftest import quick_compiles
 
 import train
-from jaxseg import build, model_dir
+from jaxseg import build, model_dir, trade_off
 from jaxseg.errors import UserError
 from jaxseg.inference import EvalSpec
 from jaxseg.methods.dtop import Exit
 from jaxseg.models.initial import draw
 from jaxseg.models.network import shapes
-from jaxseg.tools import bench, sweep
+from jaxseg.tools import bench, compare, sweep
 
 evaluation = importlib.import_module("eval")
 
@@ -66,10 +66,44 @@ def test_sweep_writes_a_row_per_combination(trained):
             assert row["miou"] == pytest.approx(found["dense"]["miou"], abs=1e-6)
             assert row["kept"] == [1.0] * len(row["kept"]) and row["flops_ratio"] < 1
     assert found["rows"][0]["kept"][0] < 1
-    rows = list(csv.DictReader(sweep.as_csv(found["rows"]).splitlines()))
+    rows = list(csv.DictReader(trade_off.as_csv(found["rows"]).splitlines()))
     assert len(rows) == 4 and rows[2]["kept"].count(" ") == 1
-    sweep.picture(found["rows"], found["dense"], trained / "sweep.png")
-    assert (trained / "sweep.png").stat().st_size > 5000
+
+
+def test_compare_measures_all_against_the_first_in_its_dense_form(trained, tmp_path):
+    never = f"DToP={trained};method.exit1.threshold=1.0;method.exit2.threshold=1.0"
+    found = compare.compare([f"dense={trained}", f"DToP={trained}", never])
+    dense, early, late = found["rows"]
+    assert dense["speedup"] == dense["flops_ratio"] == dense["efficiency"] == 1.0
+    assert len(dense["tokens"]) == 1 and len(early["tokens"]) == 3
+    assert early["tokens"][0] == dense["tokens"][0] and early["tokens"][2] < dense["tokens"][0]
+    assert late["miou"] == pytest.approx(dense["miou"], abs=1e-9) and late["flops_ratio"] == 1.0
+    assert early["speedup"] == pytest.approx(
+        early["images_per_second"] / dense["images_per_second"]
+    )
+    assert compare.table(found["rows"]).count("\n| DToP |") == 2
+    trade_off.picture(found["rows"][1:], dense, tmp_path / "compare.png")
+    assert (tmp_path / "compare.png").stat().st_size > 5000
+
+
+def test_compare_reads_its_arguments():
+    assert compare.parse("runs/a") == ("runs/a", "runs/a", {})
+    assert compare.parse("A=runs/a;method.k=2;eval.resize=(8, 9);method.exit6.threshold=0.5") == (
+        "A",
+        "runs/a",
+        {"method": {"k": 2, "exit6": {"threshold": 0.5}}, "eval": {"resize": (8, 9)}},
+    )
+    assert compare.parse("a;config.method.name=dtop")[2] == {"method": {"name": "dtop"}}
+    for wrong in ("=a", "a=", "a;b", "a;=1"):
+        with pytest.raises(UserError, match=wrong):
+            compare.parse(wrong)
+    with pytest.raises(UserError, match="two models or more"):
+        compare.compare(["a"])
+
+
+def test_compare_refuses_unknown_fields(trained):
+    with pytest.raises(UserError, match=r"methd.*did you mean 'method'"):
+        compare.contender(f"{trained};methd.name=dtop")
 
 
 def test_sweep_names_the_layers_there_are():

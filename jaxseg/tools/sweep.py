@@ -11,17 +11,14 @@ image, images/s, speedup and efficiency over dense, share of the tokens that is 
 each exit.
 """
 
-import csv
-import io
 import json
 import pathlib
 
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from absl import flags
 
-from jaxseg import build, cli, exits, model_dir, startup
+from jaxseg import build, cli, exits, model_dir, startup, trade_off
 from jaxseg.errors import UserError
 from jaxseg.evaluation import evaluate
 from jaxseg.inference import Predictor
@@ -29,9 +26,6 @@ from jaxseg.models.network import network, shapes, steered
 from jaxseg.models.segmenter import with_decisions
 from jaxseg.selection import above_threshold
 from jaxseg.weights import check_same, write_atomically
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 FLAGS = flags.FLAGS
 _THRESHOLDS = "sweep.thresholds"
@@ -93,37 +87,6 @@ def row(name: str, threshold: float, spec, result, dense_spec, dense) -> dict:
     }
 
 
-def picture(rows: list[dict], dense: dict, path: pathlib.Path) -> None:
-    """mIoU against GMACs and against images/s, a line per choice of exits."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-    markers = "osD^v<>P"
-    for axis, key, label in zip(
-        axes,
-        ("gmacs_per_image", "images_per_second"),
-        ("GMACs per image", "images per second"),
-        strict=True,
-    ):
-        for i, name in enumerate(dict.fromkeys(r["exits"] for r in rows)):
-            of = [r for r in rows if r["exits"] == name]
-            axis.plot(
-                [r[key] for r in of],
-                [100 * r["miou"] for r in of],
-                marker=markers[i % len(markers)],
-                markersize=5,
-                label=f"exits after {name.replace('+', ', ')}",
-            )
-        axis.plot(dense[key], 100 * dense["miou"], "k*", markersize=12, label="dense")
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    thresholds = sorted({r["threshold"] for r in rows})
-    axes[0].set_ylabel("mIoU in %")
-    axes[0].legend(title=f"thresholds {thresholds[0]:g} to {thresholds[-1]:g}")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    plt.close(figure)
-    write_atomically(path, content.getvalue())
-
-
 def sweep(config, workdir: str, named: list[str], thresholds: list[float]) -> dict:
     """Evaluates everything side by side; what ``sweep.json`` holds."""
     stored = model_dir.load(workdir)
@@ -165,16 +128,6 @@ def sweep(config, workdir: str, named: list[str], thresholds: list[float]) -> di
     }
 
 
-def as_csv(rows: list[dict]) -> str:
-    """The rows, shares of kept tokens as one field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for each in rows:
-        writer.writerow(each | {"kept": " ".join(f"{share:.4f}" for share in each["kept"])})
-    return text.getvalue()
-
-
 def main(_) -> None:
     startup.prepare()
     try:
@@ -186,8 +139,10 @@ def main(_) -> None:
     found = sweep(FLAGS.config, FLAGS.workdir, FLAGS.exits, thresholds)
     folder = pathlib.Path(FLAGS.workdir)
     write_atomically(folder / "sweep.json", (json.dumps(found, indent=2) + "\n").encode())
-    write_atomically(folder / "sweep.csv", as_csv(found["rows"]).encode())
-    picture(found["rows"], found["dense"], folder / "sweep.png")
+    write_atomically(folder / "sweep.csv", trade_off.as_csv(found["rows"]).encode())
+    named = [r | {"label": f"exits after {r['exits'].replace('+', ', ')}"} for r in found["rows"]]
+    title = f"thresholds {thresholds[0]:g} to {thresholds[-1]:g}"
+    trade_off.picture(named, found["dense"] | {"label": "dense"}, folder / "sweep.png", title)
     dense = found["dense"]
     print("exits    threshold   mIoU   GMACs  images/s  speedup  efficiency")
     print(
