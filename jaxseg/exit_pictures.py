@@ -107,14 +107,16 @@ def panels(
     layers: Sequence[int],
     classes: Classes,
     patch: int,
+    tokens: UInt8[np.ndarray, "H W 3"] | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """One sheet: the image, where tokens had left after each exit, what was predicted there.
 
     ``layers`` are the 1-based layers of the exits; ``stage_labels`` are the predictions after each
-    exit and, last, the final one. The first row is image, exits, label; the second is legend,
-    predictions at the exits, final prediction. Predictions at an exit are faded where tokens were
-    still inside. Panels are scaled to legible widths. Raises ValueError as `exit_map` does, or when
-    ``stage_labels`` is not one longer than ``layers``.
+    exit and, last, the final one. ``tokens``: what the exits are drawn over instead of the image,
+    e.g. the image with the outlines of shared tokens (STEP, figure 8). The first row is image,
+    exits, label; the second is legend, predictions at the exits, final prediction. Predictions at
+    an exit are faded where tokens were still inside. Panels are scaled to legible widths. Raises
+    ValueError as `exit_map` does, or when ``stage_labels`` is not one longer than ``layers``.
     """
     if len(stage_labels) != len(layers) + 1:
         raise ValueError(f"{len(stage_labels)} predictions for {len(layers)} exits and the end")
@@ -123,7 +125,7 @@ def panels(
     when = [np.where(left <= k, left, -1) for k in range(len(layers))]
     top = [("image", image)]
     for title, so_far in zip(exit_titles(left, layers), when, strict=True):
-        top.append((title, exit_map(image, so_far, stages, patch)))
+        top.append((title, exit_map(image if tokens is None else tokens, so_far, stages, patch)))
     if label is not None:
         title = "label, hatched where ignored" if (label == IGNORE).any() else "label"
         top.append((title, _painted(image, label, classes)))

@@ -19,6 +19,7 @@ from jaxseg.data.transforms import test_image
 from jaxseg.evaluation import EvalResult, Sample
 from jaxseg.execute import Masked
 from jaxseg.inference import EvalSpec, fitted
+from jaxseg.merge_pictures import superpatches
 from jaxseg.models.heads import Logits
 from jaxseg.models.macs import gmacs_of, pruned_macs
 from jaxseg.models.network import Arrays, Network
@@ -103,12 +104,14 @@ def layers_of(spec: SegmenterSpec) -> list[int]:
 class Stages(NamedTuple):
     """An image on its way: what was predicted after each exit and at the end, and who left.
 
-    labels: uint8[H, W] per stage. left: int[r, c], number of the exit or -1. confidences: per exit,
-    those of the tokens that it graded.
+    labels: uint8[H, W] per stage. left: int[r, c], number of the exit or -1. windows: int[r, c],
+    side of the window that each patch is merged in. confidences: per exit, those of the tokens that
+    it graded.
     """
 
     labels: list[np.ndarray]
     left: np.ndarray
+    windows: np.ndarray
     confidences: list[np.ndarray]
 
 
@@ -127,12 +130,13 @@ class StageView:
         size, how = image.shape[:2], self.how
         fit = how.resize or (None, None)
         given = test_image(image, *fit, how.mean, how.std)
-        grids, confidence, left = self._run(arrays, given[None])
-        left = np.asarray(left[0])
+        grids, confidence, answer = self._run(arrays, given[None])
+        left = np.asarray(answer.left[0])
         inside = [(left < 0) | (left >= number) for number in range(len(confidence))]
         return Stages(
             [self._labels(grid, given.shape[:2], size) for grid in grids],
             left,
+            np.asarray(answer.window[0]),
             [np.asarray(c[0])[i] for c, i in zip(confidence, inside, strict=True)],
         )
 
@@ -151,7 +155,7 @@ class StageView:
                 for h, each, grid in zip(heads, logits, grids, strict=True)
             ]
             answer = self.network.program(Masked())(arrays, images)
-            return [*grids, answer.scores], certain, answer.left
+            return [*grids, answer.scores], certain, answer
 
         return jax.jit(run)
 
@@ -192,7 +196,11 @@ def write_pictures(
             stages = view(arrays, sample.image)
             seen = fitted(sample.image, view.how)
             label, *found = (_nearest(m, seen.shape[:2]) for m in (sample.label, *stages.labels))
-            sheet = exit_pictures.panels(seen, label, found, stages.left, layers, classes, patch)
+            merged = stages.windows.max() > 1
+            tokens = superpatches(seen, stages.windows, patch) if merged else None
+            sheet = exit_pictures.panels(
+                seen, label, found, stages.left, layers, classes, patch, tokens
+            )
             viz.save_png(folder / f"{sample.name.replace('/', '_')}.png", sheet)
             for all_of_exit, confidences in zip(graded, stages.confidences, strict=True):
                 all_of_exit.append(confidences.reshape(-1))

@@ -131,6 +131,21 @@ def test_panels_of_two_exits():
     assert legend >= {*CLASSES.colours, *(tuple(c) for c in ep._scale(2)[0].astype(int).tolist())}
 
 
+def test_exits_are_drawn_over_outlined_tokens():
+    image, left = a_scene(150, 300, 16, 2)
+    label = RNG.integers(0, 2, (150, 300), np.uint8)
+    lined = 255 - image
+    page = ep.panels(image, None, [label] * 3, left, [6, 8], CLASSES, 16, lined)
+    top, bottom = cells(page, 300, 4)
+    over = ep.exit_map(lined, left, STAGES, 16)
+    for cell, title, panel in (
+        (top[0], "image", image),
+        (top[2], ep.exit_titles(left, [6, 8])[1], over),
+        (bottom[3], "final prediction", viz.overlay(image, label, CLASSES, 0.85)),
+    ):
+        np.testing.assert_array_equal(cell, viz.sheet([[panel]], [title]))
+
+
 def test_legend_names_only_what_is_shown():
     image, left = a_scene(32, 300, 16, 1)
     sky = np.ones((32, 300), np.uint8)
