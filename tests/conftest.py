@@ -12,9 +12,13 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Several tests run the same program from scratch: compile it once per session.
-_COMPILED = tempfile.TemporaryDirectory(prefix="jaxseg-compiled-")
-jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+# Several tests run the same program from scratch: compile it once per run of the suite. The first
+# process makes the folder, its workers inherit the name.
+_COMPILED = "JAXSEG_TESTS_COMPILED"
+if _COMPILED not in os.environ:
+    _folder = tempfile.TemporaryDirectory(prefix="jaxseg-compiled-")
+    os.environ[_COMPILED] = _folder.name
+jax.config.update("jax_compilation_cache_dir", os.environ[_COMPILED])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
