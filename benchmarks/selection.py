@@ -11,6 +11,7 @@ all the same. Rounds measure all in random order; ``efficiency`` is the median o
 wall time. Dense takes the images in one batch or one by one, whichever is faster.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from jaxseg.models.initial import draw
 from jaxseg.models.macs import dense_macs, pruned_macs
 from jaxseg.models.network import network, shapes
 from jaxseg.models.sparse import SparseSpec
-from jaxseg.tools.bench import dense_ways, gains, measure
+from jaxseg.tools.bench import faster, gains, measure, ways_of
 
 FLAGS = flags.FLAGS
 KEEP = (0.7, 0.49, 0.343)
@@ -85,9 +86,9 @@ def main(_) -> None:
     program = network(dense).program()
     params, stats = draw(*shapes(dense), config.seed)
     prepared = {"dense": program.prepare(params | stats)}
-    ways = [dense_ways(program, prepared["dense"], how, images) for images in rounds]
-    way = min(ways[0], key=lambda each: measure(ways[0][each], FLAGS.seconds)[0])
-    calls = {"dense": [of_round[way] for of_round in ways]}
+    ways = [ways_of(program, how, images, lambda *_: prepared["dense"]) for images in rounds]
+    way = faster(ways[0], FLAGS.seconds)
+    calls = {"dense": [functools.partial(each[way], 0) for each in ways]}
     gmacs = {"dense": np.full(len(rounds), dense_macs(dense, size).gmacs_backbone_and_final_head)}
     for name, spec in specs.items():
         predictor = Predictor(network(spec).program(), how)

@@ -12,9 +12,10 @@ best tokens of each class stay as context on top of it, so that counts come from
 Where patches share tokens ``--merge`` names the mean share of windows that is merged, for each side
 that the configuration merges, from the smallest; the policy is run and part of what is timed.
 
-Dense takes the images in one batch or one by one, whichever is faster (``dense_way``).
-Rounds measure both in random order. ``wall`` is what a user waits for; ``cpu``, the time of all
-threads, is the steadier figure on a shared machine. Prints a table, then one JSON object:
+Dense and pruned each take the images in one batch or one by one, whichever is faster for them
+(``dense_way``, ``pruned_way``). Rounds measure both in random order. ``wall`` is what a user waits
+for; ``cpu``, the time of all threads, is the steadier figure on a shared machine. Prints a table,
+then one JSON object:
 ``speedup`` is the median over rounds of dense / pruned time, ``flops_ratio`` the same of the MACs
 (dense: last head alone; pruned: with the heads that decide, on the tokens that were inside),
 ``efficiency`` the median of speed-up / FLOPs ratio within a round, 1 where time falls as MACs do.
@@ -147,23 +148,25 @@ def bench(
         ),
     }
     prepared = programs["dense"].prepare(arrays)
-    pruned = Predictor(programs["pruned"], how)
     images = list(rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8))
     drawn = [draw_rates((share,), rounds, batch, rng) for share in merge]
     rates = np.concatenate([*drawn, draw_rates(keep, rounds, batch, rng)], axis=1)
     alive: list[list[np.ndarray]] = []  # per round and image
 
     begin = time.perf_counter()
-    ways = dense_ways(programs["dense"], prepared, how, images)
-    way = min(ways, key=lambda name: measure(ways[name], seconds)[0])
+    calls = {"dense": ways_of(programs["dense"], how, images, lambda *_: prepared)}
+    way = {"dense": faster(calls["dense"], seconds)}
     compile_dense = time.perf_counter() - begin
 
-    def run(name: str, i: int):
-        if name == "dense":
-            return ways[way]()
-        return pruned.predict(prepared | {_RATES: rates[i]}, images)
-
     begin = time.perf_counter()
+    calls["pruned"] = ways_of(
+        programs["pruned"], how, images, lambda i, of: prepared | {_RATES: rates[i][:, of]}
+    )
+    way["pruned"] = faster(calls["pruned"], seconds)
+
+    def run(name: str, i: int):
+        return calls[name][way[name]](i)
+
     for i in range(rounds):  # compiles what the rounds need, and counts their tokens
         alive.append([one.alive[0] for one in run("pruned", i)])
     compile_pruned = time.perf_counter() - begin
@@ -182,7 +185,8 @@ def bench(
         of_round = {name: np.array(values)[:, column] for name, values in times.items()}
         gain |= gains(clock, of_round["dense"], of_round["pruned"], dense_gmacs / gmacs)
     kept = np.mean([n[1:] / n[0] for each in alive for n in each], axis=0)
-    image = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
+    taken = {name: batch if way[name] == "one batch" else 1 for name in programs}
+    inputs = {n: jax.ShapeDtypeStruct((b, *size, 3), jnp.float32) for n, b in taken.items()}
     return gain | {
         "flops_ratio": float(dense_gmacs / gmacs.mean()),
         "batch": batch,
@@ -192,11 +196,14 @@ def bench(
         "gmacs": {"dense": float(dense_gmacs), "pruned": float(gmacs.mean())},
         "rounds": rounds,
         "compile_seconds": {"dense": compile_dense, "pruned": compile_pruned},
-        "dense_way": way,
+        "dense_way": way["dense"],
+        "pruned_way": way["pruned"],
         "programs": {"dense": 1, "pruned": programs["pruned"].compiled},
         "peak_memory_mb": {
-            "dense": _dense_memory(programs["dense"], prepared, image) / 2**20,
-            "pruned": _chain_memory(programs["pruned"], prepared | {_RATES: rates[0]}, image)
+            "dense": _dense_memory(programs["dense"], prepared, inputs["dense"]) / 2**20,
+            "pruned": _chain_memory(
+                programs["pruned"], prepared | {_RATES: rates[0]}, inputs["pruned"]
+            )
             / 2**20,
         },
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
@@ -204,17 +211,28 @@ def bench(
     }
 
 
-def dense_ways(program, arrays: dict, how: EvalSpec, images: list[np.ndarray]) -> dict:
-    """Dense calls for all images: in one batch, or one after the other, whose activations stay in
-    a CPU's caches. The faster is what early exits have to beat. All are compiled."""
-    alone = Predictor(program, replace(how, batch_size=1))
-    ways = {
-        "one batch": lambda: Predictor(program, how).predict(arrays, images),
-        "one by one": lambda: [alone.predict(arrays, [image]) for image in images],
+def ways_of(program, how: EvalSpec, images: list[np.ndarray], arrays) -> dict:
+    """Calls by round for all images: in one batch, or one after the other, whose activations stay
+    in a CPU's caches. ``arrays``: (round, which images) -> those of the program."""
+    alone, together = Predictor(program, replace(how, batch_size=1)), Predictor(program, how)
+    everyone = slice(0, len(images))
+
+    def one_by_one(i: int):
+        return [
+            alone.predict(arrays(i, slice(j, j + 1)), [image])[0] for j, image in enumerate(images)
+        ]
+
+    return {
+        "one batch": lambda i: together.predict(arrays(i, everyone), images),
+        "one by one": one_by_one,
     }
+
+
+def faster(ways: dict, seconds: float) -> str:
+    """The way that takes less time in the first round, once all is compiled."""
     for call in ways.values():
-        call()
-    return ways
+        call(0)
+    return min(ways, key=lambda name: measure(lambda: ways[name](0), seconds)[0])
 
 
 def gains(clock: str, dense: np.ndarray, pruned: np.ndarray, flops_ratio: np.ndarray) -> dict:
@@ -325,7 +343,7 @@ def main(_) -> None:
         bfloat16=config.model.bfloat16,
     )
     print(f"{size[1]} x {size[0]} pixels, {classes} classes, batch {batch}")
-    print(f"dense: {found['dense_way']}")
+    print(f"dense: {found['dense_way']}, pruned: {found['pruned_way']}")
     print(table(found))
     print(json.dumps(found))
 
