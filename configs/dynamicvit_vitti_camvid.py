@@ -1,6 +1,6 @@
 """DynamicViT on SegViT with ViT-Ti, CamVid, 480x352: tokens are dropped before layers 4, 7, 10.
 
-Ours, with time and machine: docs/results.md, once it has been trained. Sized for two CPU cores.
+Ours, with time and machine: docs/results.md. Sized for two CPU cores.
 
     python train.py --config=configs/dynamicvit_vitti_camvid.py --config.data.root=CAMVID \
         --config.init_from=runs/segvit_vitti_camvid/model.safetensors \

@@ -1,6 +1,6 @@
 """SViT on SegViT with ViT-Ti, CamVid, 480x352: gates before layers 4 to 12 skip tokens.
 
-Ours, with time and machine: docs/results.md, once it has been trained. Sized for two CPU cores.
+Ours, with time and machine: docs/results.md. Sized for two CPU cores.
 
     python train.py --config=configs/svit_vitti_camvid.py --config.data.root=CAMVID \
         --config.init_from=runs/segvit_vitti_camvid/model.safetensors \

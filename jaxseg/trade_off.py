@@ -12,7 +12,7 @@ from jaxseg.weights import write_atomically
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-_MARKERS = "osD^v<>PXh"
+_MARKERS = "osD^v<>PXhdp8"  # 13: beside ten colours all lines differ
 
 
 def picture(rows: Sequence[dict], reference: dict, path: pathlib.Path, title: str = "") -> None:
@@ -21,7 +21,7 @@ def picture(rows: Sequence[dict], reference: dict, path: pathlib.Path, title: st
     Every row, and ``reference``, a star, has label, miou (0 to 1), gmacs_per_image and
     images_per_second. ``title`` heads the legend.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), sharey=True, layout="constrained")
     for axis, key, label in zip(
         axes,
         ("gmacs_per_image", "images_per_second"),
@@ -42,7 +42,7 @@ def picture(rows: Sequence[dict], reference: dict, path: pathlib.Path, title: st
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mIoU in %")
-    axes[0].legend(title=title)
+    figure.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside right center")
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     plt.close(figure)
