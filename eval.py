@@ -2,14 +2,17 @@
 
 Reads DIR/model.safetensors, writes results.json, confusion.png and report.html to DIR or to --out;
 where tokens leave early also exits/, pictures of where and when, and where patches share tokens
-merges/. Without --config the configuration stored beside the weights is used.
+merges/, and where methods choose tokens usage/, a page of who goes through which blocks. Without
+--config the configuration stored beside the weights is used. Several processes share out the images
+of a segmenter; the first one writes.
 """
 
 import pathlib
+import tempfile
 
 from absl import flags
 
-from jaxseg import cli
+from jaxseg import cli, processes
 from jaxseg.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -17,6 +20,8 @@ FLAGS = flags.FLAGS
 
 def evaluate(config, workdir: str, out: str = "") -> dict:
     """Evaluates the model in ``workdir``; returns what ``results.json`` holds."""
+    import jax
+
     from jaxseg import build, model_dir, tasks
 
     stored = model_dir.load(workdir)
@@ -27,20 +32,26 @@ def evaluate(config, workdir: str, out: str = "") -> dict:
             f"{workdir}: trained on {', '.join(stored.classes.names[:4])} ..., the data set has "
             f"{', '.join(source.classes.names[:4])} ...; use the classes it was trained on"
         )
+    task = tasks.of(config)
+    if jax.process_index():  # all know the result of all, one writes it
+        with tempfile.TemporaryDirectory() as spare:
+            return task.evaluate(config, stored, source, pathlib.Path(spare))
     folder = pathlib.Path(out or workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    return tasks.of(config).evaluate(config, stored, source, folder)
+    return task.evaluate(config, stored, source, folder)
 
 
 def main(_) -> None:
     from jaxseg import startup
 
-    startup.prepare()
-    evaluate(FLAGS.config, FLAGS.workdir, FLAGS.out)
+    with processes.joined(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
+        startup.prepare()
+        evaluate(FLAGS.config, FLAGS.workdir, FLAGS.out)
 
 
 if __name__ == "__main__":
     cli.define_config(required=False)
     flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
     flags.DEFINE_string("out", "", "Folder to write to; default: the workdir.")
+    processes.define_flags()
     cli.run(main)

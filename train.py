@@ -3,10 +3,11 @@
 Leaves in DIR: model.safetensors and config.json (what eval.py and the tools load), checkpoints/
 (to go on with --config.resume=True), metrics.jsonl, tensorboard/, run.json and starts.jsonl. A
 killed run loses nothing that was checkpointed; SIGTERM and Ctrl-C checkpoint first, a second one
-ends at once. docs/reliability.md says what is promised.
+ends at once. docs/reliability.md says what is promised, docs/scale.md how several machines do it.
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shlex
@@ -15,7 +16,7 @@ import sys
 
 from absl import flags
 
-from jaxseg import cli
+from jaxseg import cli, processes
 from jaxseg.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -32,7 +33,7 @@ def train(config, workdir: str, command: str) -> None:
     from jaxseg.models.initial import draw
     from jaxseg.models.network import network, shapes
     from jaxseg.optim import learning_rate, make_optimizer, trainable
-    from jaxseg.parallel import AXIS
+    from jaxseg.parallel import AXIS, require_same
     from jaxseg.progress import Progress
     from jaxseg.run_lock import run_lock
 
@@ -43,6 +44,9 @@ def train(config, workdir: str, command: str) -> None:
     held_out = build.make_source(config, "val")
     classes = source.classes
     print(f"data: {len(source)} images, {len(held_out)} for validation, {len(classes)} classes")
+    data = resume.data_record(source, held_out)
+    require_same(config.to_dict(), "configuration")
+    require_same(data, "data set")
 
     # ---- model ----------------------------------------------------------------------------------
     task = tasks.of(config)
@@ -70,16 +74,16 @@ def train(config, workdir: str, command: str) -> None:
             stack.enter_context(run_lock(workdir))  # before anything in the folder is touched
         checkpoints = stack.enter_context(Checkpoints(folder))
         log = stack.enter_context(logs.MetricLog(workdir)) if primary else None
-        first, data = 0, resume.data_record(source, held_out)
-        if checkpoints.latest() is not None:
+        first, newest = 0, checkpoints.latest()
+        if newest is not None:
             if not config.resume:
                 raise UserError(
-                    f"{workdir} holds a run that reached step {checkpoints.latest()}; go on with "
+                    f"{workdir} holds a run that reached step {newest}; go on with "
                     f"--config.resume=True or name another --workdir"
                 )
             text, before = logs.last_start(workdir)
             configs = from_json(text, f"{workdir}/{logs.RUN}").to_dict(), config.to_dict()
-            for line in resume.compare(workdir, *configs, before, data, checkpoints.latest()):
+            for line in resume.compare(workdir, *configs, before, data, newest):
                 print(line)
             first, state = checkpoints.restore(state)
             print(f"resume: step {first}")
@@ -90,7 +94,7 @@ def train(config, workdir: str, command: str) -> None:
             logs.run_record(workdir, to_json(config), command, data, first)
 
         # ---- loop -------------------------------------------------------------------------------
-        processes = jax.process_count()
+        count = jax.process_count()
         parts = jax.device_count() * plan.accumulate
         if config.train.batch_size % parts:
             raise UserError(
@@ -101,17 +105,17 @@ def train(config, workdir: str, command: str) -> None:
             contextlib.closing(
                 train_batches(
                     source,
-                    build.recipe(config),
-                    config.train.batch_size // processes,
+                    task.recipe(config, len(classes)),
+                    config.train.batch_size // count,
                     seed=config.seed,
                     start_step=first,
                     workers=config.data.workers,
-                    shard=(jax.process_index(), processes),
+                    shard=(jax.process_index(), count),
                 )
             )
         )
         progress = stack.enter_context(Progress(plan.steps, "train", start=first))
-        asked_to_stop = _watch_sigterm(processes)
+        asked_to_stop = _watch_sigterm(count)
 
         def report(done, values):
             if primary:
@@ -133,8 +137,8 @@ def train(config, workdir: str, command: str) -> None:
         hooks = training.Hooks(report, checkpoint, validate, asked_to_stop)
         state = training.fit(step, state, batches, plan, hooks)
         checkpoints.wait()
-        if asked_to_stop() and state["step"] < plan.steps:
-            raise UserError(
+        if state["step"] < plan.steps:
+            raise processes.Stopped(
                 f"stopped by Ctrl-C or SIGTERM after step {state['step']}; "
                 f"go on with --config.resume=True"
             )
@@ -149,9 +153,8 @@ def train(config, workdir: str, command: str) -> None:
 
 def _watch_sigterm(processes: int):
     """A function that says whether SIGTERM or Ctrl-C has come; the second one ends the process at
-    once. Jax's own handler serves several processes."""
-    if processes > 1:
-        return lambda: False
+    once. Several processes must ask after every step: then all are told to stop after the same one,
+    whichever got the signal, and a second SIGTERM does nothing."""
     asked = []
     usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
@@ -159,25 +162,32 @@ def _watch_sigterm(processes: int):
         asked.append(True)
         signal.signal(number, usual[number])
         os.write(2, b"\nstopping after this step; once more to stop at once\n")  # print may be busy
+        if processes > 1:
+            signal.raise_signal(signal.SIGTERM)
 
+    if processes > 1:
+        del usual[signal.SIGTERM]  # jax has its own handler, which tells the other processes
     for number in usual:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
             signal.signal(number, note)
+    if processes > 1:
+        from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+        steps = itertools.count()
+        return lambda: reached_preemption_sync_point(next(steps))
     return lambda: bool(asked)
 
 
 def main(_) -> None:
-    from jaxseg import parallel, startup
+    from jaxseg import startup
 
-    parallel.initialise(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    startup.prepare()
-    train(FLAGS.config, FLAGS.workdir, shlex.join(sys.argv))
+    with processes.joined(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
+        startup.prepare()
+        train(FLAGS.config, FLAGS.workdir, shlex.join(sys.argv))
 
 
 if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_string("workdir", None, "Folder for all that this run writes.", required=True)
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, when several train together.")
-    flags.DEFINE_integer("num_processes", 1, "Processes in all.")
-    flags.DEFINE_integer("process_id", 0, "Number of this process, from 0.")
+    processes.define_flags()
     cli.run(main)

@@ -16,15 +16,16 @@ import math
 import os
 import pathlib
 import re
+import secrets
 import shutil
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from jaxseg.errors import UserError
+from jaxseg.parallel import gather
 from jaxseg.weights import check_same, digest
 
 MANIFEST = "manifest.json"
@@ -66,8 +67,10 @@ class Checkpoints:
 
     A state is any pytree of non-empty numpy arrays and numbers (`parallel.unreplicate` gives
     one). It is stored as a flat dict of names, so that classes may move between modules.
-    With several processes the first one writes, and all read the same shared directory.
+    With several processes the first one writes and answers, and all read the same shared directory;
+    making one, `wait`, `latest`, `best` and `restore` are for all of them at the same point.
     Use it as a context manager, or `close` it: saving goes on in the background.
+    Raises UserError: processes that do not see the same directory.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2):
@@ -79,6 +82,7 @@ class Checkpoints:
             for path in self._directory.iterdir():
                 if path.name.startswith((SAVING, DELETED)):
                     shutil.rmtree(path)
+        self._check_shared()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
@@ -116,8 +120,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Until the save is complete, for all processes. Raises UserError if it has failed."""
         self._finish()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoint")
+        gather(None)
 
     def close(self) -> None:
         """Finish a running save and release the threads."""
@@ -133,10 +136,13 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest step, or None."""
-        return max(self.steps(), default=None)
+        return gather(max(self.steps(), default=None))[0]
 
     def best(self) -> int | None:
         """The step with the largest metric (of equals the newest), or None if none has one."""
+        return gather(self._best())[0]
+
+    def _best(self) -> int | None:
         scored = []
         for step in self.steps():
             try:
@@ -155,11 +161,8 @@ class Checkpoints:
         state does not have the template's names, shapes and dtypes.
         """
         self._finish()
-        found = self._newest_intact(step) if self._primary else None
-        if jax.process_count() > 1:  # one process decides: the others would race with its renaming
-            number = np.int32(-1 if found is None else found)
-            number = int(multihost_utils.broadcast_one_to_all(number))
-            found = None if number < 0 else number
+        # One process decides: the others would race with its renaming.
+        found = gather(self._newest_intact(step) if self._primary else None)[0]
         if found is None:
             what = "" if step is None else f" of step {step}"
             mend = "go on from these with --config.resume=True" if self.steps() else "start anew"
@@ -167,7 +170,15 @@ class Checkpoints:
                 f"{self._directory}: no intact checkpoint{what}; there are steps {self.steps()}: "
                 f"{mend}"
             )
-        arrays = self._orbax.restore(self._path(found), ocp.args.PyTreeRestore())
+        try:
+            arrays = self._orbax.restore(self._path(found), ocp.args.PyTreeRestore())
+            arrays = {name: np.asarray(value) for name, value in arrays.items()}
+        except Exception as error:  # digests are right, so it was never what orbax writes
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise UserError(
+                f"{self._path(found)}: cannot be read ({reason}); remove this folder to go on from "
+                f"the step before"
+            ) from error
         names, structure = _flatten(template)
         _check_fits(arrays, names, str(self._path(found)))
         return found, jax.tree.unflatten(structure, [arrays[name] for name in names])
@@ -198,7 +209,7 @@ class Checkpoints:
             self._delete(step)
         folder.rename(self._path(step))
         steps = self.steps()
-        for old in set(steps) - set(steps[-self._keep :]) - {self.best()}:
+        for old in set(steps) - set(steps[-self._keep :]) - {self._best()}:
             self._delete(old)
 
     def _fill(
@@ -223,6 +234,24 @@ class Checkpoints:
                 self._path(candidate).rename(aside)
                 print(f"checkpoint of step {candidate} is damaged ({damage}): now {aside}")
         return None
+
+    def _check_shared(self) -> None:
+        if jax.process_count() == 1:
+            return
+        # A name that no machine has looked for yet: a network file system may remember answers.
+        probe = self._directory / f"{DELETED}{gather(secrets.token_hex(8))[0]}"
+        if self._primary:
+            probe.mkdir()
+        gather(None)
+        seen = gather(probe.exists())
+        if self._primary:
+            probe.rmdir()
+        blind = [str(i) for i, sees in enumerate(seen) if not sees]
+        if blind:
+            raise UserError(
+                f"{self._directory}: process {', '.join(blind)} does not see what process 0 writes "
+                f"there; name a --workdir on a file system that all machines share"
+            )
 
     def _check_space(self, size: int) -> None:
         free = shutil.disk_usage(self._directory).free
@@ -258,7 +287,7 @@ def _verify(folder: pathlib.Path) -> None:
     for name, expected in _manifest(folder)["files"].items():
         try:
             intact = _sha256(folder / name) == expected
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise _Damaged(f"{name} is missing") from None
         if not intact:
             raise _Damaged(f"{name} differs from its sha256")
@@ -267,14 +296,27 @@ def _verify(folder: pathlib.Path) -> None:
 def _manifest(folder: pathlib.Path) -> dict:
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
-        intact = content.pop("sha256") == digest({}, content)
+        intact = content.pop("sha256") == digest({}, content) and _is_manifest(content)
     except (FileNotFoundError, NotADirectoryError):
         raise _Damaged(f"{MANIFEST} is missing") from None
-    except (ValueError, KeyError, TypeError):  # not JSON, or not a manifest
+    # not JSON, or not a manifest
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
         raise _Damaged(f"{MANIFEST} differs from its sha256")
     return content
+
+
+def _is_manifest(content: dict) -> bool:
+    """Whether it has the form of what `Checkpoints` writes; the digest of another may be right."""
+    metric, files = content["metric"], content["files"]
+    scored = type(metric) is float and math.isfinite(metric)
+    if not isinstance(files, dict) or not (metric is None or scored):
+        return False
+    return all(
+        name.isprintable() and len(name) <= 200 and not {"", "..", "."} & set(name.split("/"))
+        for name in files
+    )
 
 
 def _flatten(tree) -> tuple[dict[str, object], object]:

@@ -16,9 +16,8 @@ class Checkpoint:
     """What upstream publishes.
 
     kind: "vit" (a backbone alone), or the segmenter, as `jaxseg.convert.kinds` calls it;
-    "setr_pup" and "segvit_shrunk" are not converted. what: model, data and, of a segmenter,
-    single-scale mIoU in %. size: bytes, rounded as published, or None. sha256: the digest or its
-    first digits, or None.
+    "segvit_shrunk" is not converted. what: model, data and, of a segmenter, single-scale mIoU in %.
+    size: bytes, rounded as published, or None. sha256: the digest or its first digits, or None.
     """
 
     name: str
@@ -132,7 +131,7 @@ CHECKPOINTS = (
     ),
     _mmseg(
         "setr-pup-vitl-ade20k",
-        "setr_pup",
+        "setr",
         _PUP + _ADE160K,
         "20210619_191343-7e0ce826",
         "SETR-PUP ViT-L, ADE20K 512, 48.24",
@@ -146,7 +145,7 @@ CHECKPOINTS = (
     ),
     _mmseg(
         "setr-pup-vitl-cityscapes",
-        "setr_pup",
+        "setr",
         _PUP + _CITY80K,
         "20211122_155115-f6f37b8f",
         "SETR-PUP ViT-L, Cityscapes 768, 79.21",

@@ -19,18 +19,22 @@ from jaxseg.errors import UserError
 def defaults() -> ConfigDict:
     """The common defaults: SegViT with DToP's decoupled heads on a folder of images and labels."""
     config = ConfigDict()
-    config.task = "segment"  # segment | policy (which windows of an image show one class)
+    # segment | policy (which windows of an image show one class) | classify (its one class)
+    config.task = "segment"
     config.seed = 0
     # Start weights: a ViT of AugReg, timm or mmsegmentation (.npz, .safetensors, .pth; heads start
-    # fresh), or a model.safetensors of this project (what fits; other class counts restart the
-    # classifier). A policy: EfficientNet-Lite0 of timm. "" = random.
+    # fresh, but that of classify), or a model.safetensors of this project (what fits; other class
+    # counts restart the classifier). A policy: EfficientNet-Lite0 of timm. "" = random.
     config.init_from = ""
     # Go on from the newest checkpoint in the workdir. Otherwise a workdir with some is refused.
     config.resume = False
 
     config.data = data = ConfigDict()
-    data.name = "folder"  # folder | shapes | ade20k | pascal_context | coco_stuff10k
-    data.root = ""  # where the data set lies (folder: has images/, labels/, classes.txt)
+    # folder | shapes | ade20k | pascal_context | coco_stuff10k. classify: class_folder |
+    # imagenet2012 | shape_classes (shapes, each with the ground that covers most of it)
+    data.name = "folder"
+    # Where the data set lies (folder: has images/, labels/, classes.txt; class_folder: SPLIT/CLASS)
+    data.root = ""
     # Splits to train on, to choose the best checkpoint by, and to report. Folder data sets select
     # by file name too: "train/!0006R0*+val" = train without 0006R0*, and val.
     data.train = "train"
@@ -44,6 +48,13 @@ def defaults() -> ConfigDict:
     data.crop = (512, 512)  # training crop
     data.cat_max_ratio = 0.75  # redraw a crop in which one class covers more than this share
     data.flip = 0.5  # probability of a horizontal flip
+    # classify: share of an image that its random crop covers (in place of resize, ratio,
+    # cat_max_ratio, distort); label smoothing; alpha of mixup and of cutmix, 0 = off. RandAugment
+    # and random erasing, which DeiT's recipe has too, are left out.
+    data.area = (0.08, 1.0)
+    data.smoothing = 0.1
+    data.mixup = 0.0
+    data.cutmix = 0.0
     data.distort = True  # photometric distortion
     data.mean = (127.5, 127.5, 127.5)  # RGB, 0..255; AugReg weights want 127.5
     data.std = (127.5, 127.5, 127.5)
@@ -57,6 +68,7 @@ def defaults() -> ConfigDict:
     model.norm_epsilon = 1e-6  # of the ViT's layer norms; Segmenter's code uses 1e-5
     model.drop_path = 0.1  # stochastic depth of the last block, linear from 0
     # atm (DToP's SegViT) | cascade (SegViT v1) | conv (SETR, FCN) | mask_transformer (Segmenter)
+    # | class (classify: linear, on the class token; needs class_token and final_norm)
     model.head = "atm"
     model.taps = (
         5,
@@ -66,11 +78,13 @@ def defaults() -> ConfigDict:
     model.head_width = 384  # ATM: width of the class queries; conv: channels; else of the decoder
     model.head_heads = 6  # ATM, mask transformer: attention heads
     model.head_layers = 3  # ATM, mask transformer: decoder layers; conv: convolutions
+    model.head_kernel = 1  # conv: side of the kernels: 1 (SETR-Naive, FCN) | 3 (SETR-PUP)
     model.head_up_scale = 1  # conv: bilinear up-sampling after each convolution (where tokens
     # leave early, auxiliary heads grade them without it)
     model.aux_head = ""  # kind of the heads before the last, not cascade; "" = as the last
     model.aux_head_width = 256  # and, where it differs, its width
     model.aux_head_layers = 1  # and its decoder layers or convolutions
+    model.aux_head_up_scale = 0  # and its up-sampling (conv); 0 = as the last
     model.aux_weight = 0.4  # conv: loss weight of the heads before the last
     model.bfloat16 = False  # compute in bfloat16; parameters, losses and scores stay float32
 
@@ -158,11 +172,12 @@ def defaults() -> ConfigDict:
     )
     evaluation.resize = (2048, 512)  # fit inside (long, short), aspect kept; () = native size
     evaluation.mode = "slide"  # slide | whole
-    evaluation.crop = (512, 512)  # slide: window
+    evaluation.crop = (512, 512)  # slide: window; classify: size of the centre crop
+    evaluation.crop_share = 0.875  # classify: which is this share of the resized image's short side
     evaluation.stride = (341, 341)  # slide: step
     evaluation.scales = (1.0,)  # several = multi-scale, scores averaged
     evaluation.flip = False  # also average the mirrored image
-    evaluation.batch_size = 4  # slide: windows per device call
+    evaluation.batch_size = 4  # slide: windows per device call; classify: images
     evaluation.pictures = 12  # samples on the report page
     return config.lock()
 
@@ -228,7 +243,8 @@ def step(config: ConfigDict, arg: str, threshold: float) -> ConfigDict:
 
 def _smoke(config: ConfigDict) -> None:
     patch = config.model.patch
-    config.data.update(name="shapes", train="train", val="val", test="test", ignore=())
+    drawn = {"classify": "shape_classes"}.get(config.task, "shapes")
+    config.data.update(name=drawn, train="train", val="val", test="test", ignore=())
     config.data.update(count=(4, 2, 2), size=(4 * patch, 6 * patch), crop=(4 * patch, 4 * patch))
     config.data.update(resize=(6 * patch, 4 * patch))
     taps = tuple(range(len(config.model.taps)))
@@ -261,11 +277,15 @@ def from_json(text: str, origin: str) -> ConfigDict:
     """
     try:
         stored = json.loads(text)
-    except ValueError as error:
+        config = defaults()
+        update(config, stored, origin)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{origin}: not JSON ({error}); restore it from the training run") from None
-    config = defaults()
-    update(config, stored, origin)
     return config
+
+
+# What the tuples hold that are empty by default.
+_PARTS = {"ignore": "", "no_decay": "", "freeze": "", "layers": 0, "keep": 0.0}
 
 
 def update(config: ConfigDict, stored: object, origin: str, path: str = "config") -> None:
@@ -284,14 +304,31 @@ def update(config: ConfigDict, stored: object, origin: str, path: str = "config"
         if isinstance(config[key], ConfigDict):
             update(config[key], value, origin, f"{path}.{key}")
             continue
-        value = _as_tuple(value)
-        if isinstance(config[key], float) and isinstance(value, int):
-            value = float(value)
-        if type(value) is not type(config[key]):
+        value = _read_as(value, config[key], _PARTS.get(key))
+        if value is None:
             want = type(config[key]).__name__
-            raise UserError(f"{origin}: {path}.{key} must be a {want}, not {value!r}")
+            if isinstance(config[key], tuple):
+                want = f"tuple like {config[key] or (_PARTS[key],)}"
+            raise UserError(f"{origin}: {path}.{key} must be a {want}, not {stored[key]!r}")
         config[key] = value
 
 
-def _as_tuple(value):
-    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
+def _read_as(value: object, default: object, part: object = None) -> object:
+    """``value`` of a JSON as what ``default`` is: None if it is nothing like it.
+
+    Lists become tuples. Those of one kind may have any length, and ``part`` is like their parts
+    where the default is empty; mixed ones, such as a pattern and a factor, are as long as it is.
+    Whole numbers may stand for floats.
+    """
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple):
+            return None
+        mixed = len({type(each) for each in default}) > 1
+        if mixed and len(value) != len(default):
+            return None
+        like = default if mixed else [default[0] if default else part] * len(value)
+        parts = tuple(map(_read_as, value, like))
+        return None if None in parts else parts
+    if type(default) is float and type(value) is int:
+        return float(value) if abs(value) < 2**53 else None
+    return value if type(value) is type(default) else None

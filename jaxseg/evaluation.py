@@ -1,10 +1,12 @@
 """From a data set to its metrics: one or more predictors answer for every image in turn."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
@@ -12,6 +14,7 @@ from jaxseg import metrics
 from jaxseg.data.classes import Classes, Source
 from jaxseg.errors import UserError
 from jaxseg.inference import Predictor
+from jaxseg.parallel import gather
 from jaxseg.progress import Progress
 from jaxseg.windows import Size
 
@@ -31,7 +34,8 @@ class EvalResult:
     """What `evaluate` found. All tuples but ``seconds`` and ``samples`` have an entry per image.
 
     inputs, alive: see `Prediction`. accuracies: share of right pixels.
-    seconds: of each call of the predictor, from uint8 pixels in memory to uint8 labels on the host.
+    seconds: of each call of the predictor, from uint8 pixels in memory to uint8 labels on the host,
+        one after the other; several processes make their calls at the same time.
         A call that had to compile is made again; its first time is in ``compile_seconds``.
     """
 
@@ -69,7 +73,8 @@ def evaluate(
 
     They take turns on each batch of images, in an order that alternates, so that a change of the
     machine's load falls on all. Keeps ``pictures`` samples, evenly spread. ``label`` names the
-    progress line. The next images are read while the device is busy.
+    progress line. The next images are read while the device is busy. With several processes each
+    predicts a run of the images, and all get the result of all.
     Raises UserError: nothing to evaluate, and what the source raises.
     """
     count, classes = len(source), source.classes
@@ -78,9 +83,10 @@ def evaluate(
     wanted = set(np.linspace(0, count - 1, min(pictures, count)).astype(int).tolist())
     tallies = {name: _Tally(*predictor) for name, predictor in predictors.items()}
     together = max(predictor.together for predictor, _ in predictors.values())
-    done = 0
-    with Progress(count, label) as progress:
-        for turn, batch in enumerate(_batches(_read_ahead(source), together)):
+    part, parts = jax.process_index(), jax.process_count()
+    done, end = count * part // parts, count * (part + 1) // parts
+    with Progress(end, label, start=done) as progress:
+        for turn, batch in enumerate(_batches(_read_ahead(source, done, end), together)):
             order = list(tallies.values())
             for tally in order if turn % 2 else order[::-1]:
                 tally.add(batch, len(classes), wanted, done)
@@ -117,18 +123,12 @@ class _Tally:
                 self.samples.append(Sample(sample["name"], *pixels, prediction.window[0]))
 
     def result(self, classes: Classes) -> EvalResult:
-        return EvalResult(
-            self.matrix,
-            classes,
-            tuple(self.names),
-            tuple(self.sizes),
-            tuple(self.inputs),
-            tuple(self.alive),
-            tuple(self.accuracies),
-            tuple(self.seconds),
-            self.compile_seconds,
-            tuple(self.samples),
-        )
+        """Of all processes, whose runs of images follow one another."""
+        lists = self.names, self.sizes, self.inputs, self.alive, self.accuracies, self.seconds
+        found = gather((self.matrix, self.compile_seconds, (*lists, self.samples)))
+        matrices, compiling, parts = zip(*found, strict=True)
+        *joined, samples = (tuple(itertools.chain(*part)) for part in zip(*parts, strict=True))
+        return EvalResult(sum(matrices), classes, *joined, max(compiling), samples)
 
 
 def _batches(samples: Iterator[dict], together: int) -> Iterator[list[dict]]:
@@ -146,11 +146,11 @@ def _batches(samples: Iterator[dict], together: int) -> Iterator[list[dict]]:
         yield batch
 
 
-def _read_ahead(source: Source) -> Iterator[dict]:
+def _read_ahead(source: Source, start: int, end: int) -> Iterator[dict]:
     with ThreadPoolExecutor(max_workers=1) as pool:
-        following = pool.submit(source.__getitem__, 0)
-        for i in range(len(source)):
+        following = pool.submit(source.__getitem__, start) if start < end else None
+        for i in range(start, end):
             sample = following.result()
-            if i + 1 < len(source):
+            if i + 1 < end:
                 following = pool.submit(source.__getitem__, i + 1)
             yield sample

@@ -8,6 +8,7 @@ from jaxseg import build
 from jaxseg.config import ConfigDict, defaults
 from jaxseg.convert import sizes
 from jaxseg.convert.backbone import prepared
+from jaxseg.convert.classifier import beside_vit, kernel_shape
 from jaxseg.convert.kinds import Kind, State, kind_of
 from jaxseg.convert.rules import Arrays, Rule, convert
 from jaxseg.data.classes import Classes
@@ -44,6 +45,8 @@ def model_of(source: State, given: ConfigDict | None, origin: str) -> Model:
     vit = sizes.vit_sizes(source, kind.layout, origin, kind.prefix)
     if kind.head is not None:
         return _with_heads(kind, source, vit, given, origin)
+    if given is not None and given.model.head == "class":
+        return _classifier(kind, source, given, origin)
     if given is not None:
         raise UserError(f"{origin}: {kind.title} alone has no configuration; leave --config out")
     return _vit_alone(kind, source, vit, origin)
@@ -66,6 +69,20 @@ def _vit_alone(kind: Kind, source: State, vit: sizes.VitSizes, origin: str) -> M
     rules = kind.layout.rules(spec.final_norm, spec.class_token, "")
     arrays = convert(ready, rules, wanted, origin)
     return Model(kind, None, None, arrays, _ignored(ready, rules))
+
+
+def _classifier(kind: Kind, source: State, config: ConfigDict, origin: str) -> Model:
+    """A ViT and its classifier; of SViT its gates, too."""
+    kernel = kernel_shape(source)
+    if kernel is None:
+        raise UserError(f"{origin}: {kind.title} without a classifier; leave --config out")
+    spec = build.classifier_spec(config, kernel[1])
+    wanted = {n: s.shape for n, s in shapes(spec)[0].items()}
+    ready = prepared(source, kind.layout, spec.vit, origin)
+    beside, _ = beside_vit(source, wanted)
+    rules = (*beside, *kind.layout.rules(spec.vit.final_norm, spec.vit.class_token, ""))
+    arrays = convert(ready, rules, wanted, origin)
+    return Model(kind, config, classes_of(kernel[1]), arrays, _ignored(ready, rules))
 
 
 def _with_heads(

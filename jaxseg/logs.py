@@ -77,9 +77,10 @@ class MetricLog:
 def _step_of(line: bytes) -> float:
     """The step of a line of metrics.jsonl; infinity if it is none (a power cut leaves zeros)."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
         return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def run_record(
@@ -122,7 +123,7 @@ def last_start(workdir) -> tuple[str, dict | None]:
         return json.dumps(record["config"]), record.get("data")
     except OSError as error:
         reason = error.strerror
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         reason = "damaged"
     raise UserError(
         f"{path}: {reason}, so nothing says what the run in {workdir} was; put it back (the last "

@@ -7,6 +7,7 @@ import jax
 from jaxseg.errors import UserError
 from jaxseg.inference import Predictor
 from jaxseg.models.atm import AtmSpec
+from jaxseg.models.heads import ConvSpec
 from jaxseg.models.segmenter import SegmenterSpec
 from jaxseg.windows import Size, bucket
 
@@ -58,4 +59,6 @@ def _network(spec: SegmenterSpec, batch: int, tokens: float) -> float:
 def _votes_on_pixels(spec: SegmenterSpec) -> bool:
     """Whether the last head's scores are at the size of the input, not on the token grid."""
     last = spec.heads[-1]
+    if isinstance(last.sizes, ConvSpec):
+        return last.sizes.up_scale**last.sizes.convs >= spec.vit.patch
     return isinstance(last.sizes, AtmSpec) and len(last.taps) > 1

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import config as configuration
-from jaxseg.data.classes import Classes
+from jaxseg.data.classes import Classes, is_name
 from jaxseg.errors import UserError
 from jaxseg.models.network import shapes
 from jaxseg.models.segmenter import SegmenterSpec
@@ -49,26 +49,43 @@ def load(directory: str) -> StoredModel:
         raise UserError(f"{folder}: no {CONFIG} in it; give the workdir of a finished training run")
     origin = str(folder / CONFIG)
     try:
-        stored = json.loads((folder / CONFIG).read_text())
+        stored = json.loads((folder / CONFIG).read_bytes())
         names = tuple(str(name) for name in stored["classes"]["names"])
         colours = tuple((int(r), int(g), int(b)) for r, g, b in stored["classes"]["colours"])
-        classes = Classes(names, colours)
+        classes = _checked(names, colours)
         text = json.dumps(stored["config"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{origin}: damaged ({error!r}); restore it from the training run"
+            f"{origin}: damaged ({reason:.200}); restore it from the training run"
         ) from None
     config = configuration.from_json(text, origin)
     arrays, _ = load_weights(folder / WEIGHTS)
     return StoredModel(arrays, config, classes, str(folder))
 
 
+def _checked(names: tuple[str, ...], colours: tuple[tuple[int, int, int], ...]) -> Classes:
+    if not names or not all(map(is_name, names)):
+        raise ValueError("no class, or one whose name cannot be shown")
+    if any(not 0 <= part <= 255 for colour in colours for part in colour):
+        raise ValueError("a colour beyond 0 to 255")
+    return Classes(names, colours)
+
+
 def arrays_for(stored: StoredModel, config: ConfigDict, spec: SegmenterSpec) -> dict:
     """The model's arrays, with those of its policy where they are not stored beside them.
 
-    Raises UserError: arrays that do not fit ``spec``.
+    Raises UserError: arrays that do not fit ``spec``, or are no floats.
     """
     arrays = dict(stored.arrays)
+    strange = [
+        name for name, value in arrays.items() if value.dtype.kind not in "fV"
+    ]  # V: bfloat16
+    if strange:
+        raise UserError(
+            f"{stored.origin}/{WEIGHTS}: {len(strange)} arrays are no floats, the first is "
+            f"{strange[0]} ({arrays[strange[0]].dtype}); get the file again"
+        )
     if spec.merge is not None and not any(name.startswith(POLICY) for name in arrays):
         arrays |= policy_arrays(config, spec)
     wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}

@@ -5,23 +5,16 @@ carry the same axis, all parts different. The un-stacked form that newer jax all
 little and fails with donated state in several processes.
 """
 
+import pickle
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxseg.errors import UserError
 
 AXIS = "batch"
-
-
-def initialise(coordinator: str | None, num_processes: int, process_id: int) -> None:
-    """Join ``num_processes`` processes at ``coordinator`` ("host:port"); None runs alone.
-
-    Call it before anything else touches jax.
-    """
-    if coordinator is not None:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def pmap_step(step_fn: Callable) -> Callable:
@@ -69,6 +62,30 @@ def shard(batch):
         return x.reshape(count, len(x) // count, *x.shape[1:])
 
     return _put(jax.tree.map(split, batch))
+
+
+def gather(value) -> list:
+    """``value`` of every process, in their order. All processes must call it at the same point.
+
+    Whatever pickle carries: it comes from this program's own processes.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    room = 1 << int(sizes.max() - 1).bit_length()  # few shapes: each is compiled once
+    rows = multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
+    return [pickle.loads(row[:size]) for row, size in zip(rows, sizes, strict=True)]
+
+
+def require_same(value, what: str) -> None:
+    """Raises UserError in all processes unless ``value`` is the same in all."""
+    found = gather(value)
+    others = [str(i) for i, other in enumerate(found) if other != found[0]]
+    if others:
+        raise UserError(
+            f"process {', '.join(others)} has another {what} than process 0; give all the same"
+        )
 
 
 def _put(tree):

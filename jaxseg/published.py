@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from jaxseg.data.builders import ade20k_classes, coco_stuff10k_classes, pascal_context_classes
+from jaxseg.data.builders.imagenet2012 import Imagenet2012
 from jaxseg.data.classes import Classes, make_classes
 
 
@@ -96,6 +97,7 @@ def classes_of(count: int) -> Classes:
         171: coco_stuff10k_classes.NAMES,
         59: pascal_context_classes.NAMES,
         60: ("background", *pascal_context_classes.NAMES),
+        1000: Imagenet2012.CLASSES.names,
     }
     if count == 19:
         rows = [row.split() for row in _CITYSCAPES.split(",")]

@@ -67,6 +67,12 @@ def compare(
     Raises UserError for what may not differ, naming field, both values and the mend.
     """
     if before is not None:
+        if not _is_data_record(before):
+            raise UserError(
+                f"{workdir}/run.json: damaged, it does not say which data the run was trained on; "
+                f"put it back (the last line of starts.jsonl has the same content) or name another "
+                f"--workdir"
+            )
         _check_data(workdir, before, data)
     old, new = dict(_flat(stored)), dict(_flat(config))
     different = [name for name in new if name in old and old[name] != new[name]]
@@ -114,6 +120,18 @@ def _flat(config: Mapping, prefix: str = ""):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _is_data_record(stored: object) -> bool:
+    """Whether it has the form of what `data_record` makes."""
+    if not isinstance(stored, dict):
+        return False
+    names, splits = stored.get("classes"), [stored.get("train"), stored.get("val")]
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and all(isinstance(split, dict) and "images" in split for split in splits)
+    )
 
 
 def _check_data(workdir: str, before: Mapping, data: Mapping) -> None:

@@ -152,10 +152,10 @@ def _cast(params: Arrays, dtype) -> Arrays:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop reports to. Every function takes the number of finished steps first.
+    """What the loop reports to. All but the last take the number of finished steps first.
 
     log(step, values); checkpoint(step, host state, score or None); evaluate(step, params, stats)
-    -> score, the higher the better.
+    -> score, the higher the better. stop(), asked once after every step -> whether to leave.
     """
 
     log: Callable[[int, dict[str, float]], None]
@@ -175,10 +175,13 @@ def fit(
     run = pmap_step(step)
     first = int(state["step"])
     state = replicate(state)
-    key = jax.random.key(spec.seed)
+    key, running = jax.random.key(spec.seed), None
     for done in range(first + 1, spec.steps + 1):
         state, values = run(state, shard(next(batches)), key)
-        last, stopping = done == spec.steps, hooks.stop()
+        # One step ahead of the devices, no more: a stop need not wait for all that is under way.
+        jax.block_until_ready(running)
+        running = values
+        last = done == spec.steps
         if done % spec.log_every == 0 or done == first + 1 or last:
             values = {name: float(value) for name, value in unreplicate(values).items()}
             hooks.log(done, values)
@@ -186,6 +189,7 @@ def fit(
         score = None
         if last or (spec.eval_every and done % spec.eval_every == 0):
             score = hooks.evaluate(done, *weights_of(unreplicate(state)))
+        stopping = hooks.stop()  # asked late, so that a signal during a step stops after this one
         if last or stopping or score is not None or done % spec.checkpoint_every == 0:
             hooks.checkpoint(done, unreplicate(state), score)
         if stopping:

@@ -77,7 +77,7 @@ class Remote:
             body = self._opener.open(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             with error:
-                if error.code == 416:  # nothing after `start`: it is complete, or another file
+                if error.code == 416 and start:  # nothing behind it: complete, or another file
                     if error.headers.get("Content-Range") == f"bytes */{start}":
                         return Answer(io.BytesIO(), start, start, identity)
                     return self.ask(0, "")

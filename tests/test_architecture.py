@@ -23,7 +23,7 @@ ABOVE = ("tools", "tasks", "cli", "build", "config", "model_dir", "model", "fore
 ONLY_IN = {  # files, or folders below jaxseg
     "orbax": {"checkpoint.py"},
     "ml_collections": {"config.py", "build", "cli.py", "model_dir.py"},
-    "tensorflow_datasets": {"__init__.py", "builder.py", "prepare_data.py"},
+    "tensorflow_datasets": {"__init__.py", "builder.py", "imagenet2012.py", "prepare_data.py"},
     "tensorflow": set(),
     "torch": set(),
 }

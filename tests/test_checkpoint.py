@@ -172,6 +172,62 @@ def test_a_damaged_step_is_put_aside(tmp_path, capsys, damage):
     assert_identical(restore(tmp_path)[1], make_state(2))
 
 
+def signed(step, **changes):
+    """Another manifest, whose own digest is right."""
+    content = json.loads((step / "manifest.json").read_text()) | changes
+    del content["sha256"]
+    content = {name: value for name, value in content.items() if value != "gone"}
+    content["sha256"] = checkpoint.digest({}, content)
+    (step / "manifest.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(
+            {"files": "gone"},
+            {"files": []},
+            {"files": ["a"]},
+            {"files": {"d": ""}},
+            {"files": None},
+        ),
+        *({"files": {name: ""}} for name in ("", ".", "../x", "/etc/passwd", "a\x1b[2J", "\ud800")),
+        *({"files": {name: ""}} for name in ("x" * 300, "manifest.json/a", "\0")),
+        *({"metric": "gone"}, {"metric": "0.9"}, {"metric": [1]}, {"metric": float("nan")}),
+        {"metric": float("inf")},
+    ],
+    ids=repr,
+)
+def test_a_manifest_of_another_form_is_damage_whatever_its_digest(tmp_path, capsys, changes):
+    fill(tmp_path, [(1, 0.2), (2, 0.1)])
+    (tmp_path / "step_00000002" / "d").mkdir(exist_ok=True)
+    signed(tmp_path / "step_00000002", **changes)
+    assert [bool(health.damage) for health in checkpoint.inspect(tmp_path)] == [False, True]
+    with Checkpoints(tmp_path) as checkpoints:
+        if "files" not in changes:
+            assert checkpoints.best() == 1
+        assert checkpoints.restore(make_state())[0] == 1
+    assert capsys.readouterr().out.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '"text"', "7", '{"sha256": 1}'])
+def test_a_manifest_that_is_none_is_damage(tmp_path, content):
+    fill(tmp_path, [(1, None), (2, None)])
+    (tmp_path / "step_00000002" / "manifest.json").write_text(content)
+    assert restore(tmp_path)[0] == 1
+
+
+def test_files_that_orbax_cannot_read_in_spite_of_their_digests(tmp_path):
+    fill(tmp_path, [(1, None), (2, None)])
+    step = tmp_path / "step_00000002"
+    (step / "_METADATA").write_text("{}")
+    files = json.loads((step / "manifest.json").read_text())["files"]
+    signed(step, files=files | {"_METADATA": checkpoint._sha256(step / "_METADATA")})
+    with pytest.raises(UserError, match="step_00000002: cannot be read .*; remove this folder"):
+        restore(tmp_path)
+    assert step.exists()
+
+
 def test_the_same_step_damaged_twice(tmp_path):
     for _ in range(2):
         fill(tmp_path, [(1, None), (2, None)])

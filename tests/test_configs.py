@@ -10,13 +10,13 @@ import pytest
 from conftest import quick_compiles
 
 import train
-from jaxseg import build, model_dir
+from jaxseg import build, model_dir, tasks
 from jaxseg.execute import Masked
 from jaxseg.models.network import network, shapes
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-CLASSES = {"camvid": 11, "msrc": 21, "own_data": 5}
+CLASSES = {"camvid": 11, "msrc": 21, "own_data": 5, "imagenet": 1000}
 
 
 def config_of(name: str, arg: str = ""):
@@ -33,19 +33,20 @@ def test_full_size(name):
     config = config_of(name)
     if config.task == "policy":
         return policy_at_full_size(config, class_count(name, config))
-    spec = build.segmenter_spec(config, class_count(name, config))
+    task, classes = tasks.of(config), class_count(name, config)
+    spec = task.spec(config, classes)
     params, stats = shapes(spec)
-    build.recipe(config), build.optim_spec(config), build.train_spec(config)
-    build.eval_spec(config)
-    size = build.recipe(config).crop
+    build.optim_spec(config), build.train_spec(config)
+    task.validator(config, network(spec), False)  # how it is evaluated
+    size = task.recipe(config, classes).crop
     answer = jax.eval_shape(
         network(spec).program(Masked()),
         params | stats,
         jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
     )
     grid = tuple(side // spec.vit.patch for side in size)
-    on_pixels = config.model.head == "cascade"
-    assert answer.scores.shape == (1, *(size if on_pixels else grid), spec.classes)
+    answered = {"cascade": size, "class": (1, 1)}.get(config.model.head, grid)
+    assert answer.scores.shape == (1, *answered, spec.classes)
 
 
 def policy_at_full_size(config, classes: int):

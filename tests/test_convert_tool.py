@@ -128,21 +128,28 @@ def test_dtop_from_the_command_line(tmp_path, monkeypatch):
         convert.convert(source, out, None, "")
 
 
-def test_setr(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "title", "fields"),
+    [
+        ("setr_naive", "SETR-Naive", {"head_layers": 1, "head_up_scale": 4}),
+        ("setr_pup", "SETR-PUP", {"head_layers": 2, "head_up_scale": 2, "head_kernel": 3}),
+    ],
+)
+def test_setr(tmp_path, monkeypatch, name, title, fields):
     """F1's ViT with class token and final norm under F4's head, as mmsegmentation names them."""
     monkeypatch.setitem(VARIANTS, "golden", (64, 3, 4))
     vit, vit_tolerance = golden("F1_vit_backbone")
     head, head_tolerance = golden("F4_heads")
     state = {f"backbone.{n}": v for n, v in fixture_parts.weights_below(vit, "weights/").items()}
     for prefix in ("auxiliary_head.0.", "decode_head."):
-        weights = fixture_parts.weights_below(head, "weights/setr_naive/")
-        state |= {prefix + name: value for name, value in weights.items()}
+        weights = fixture_parts.weights_below(head, f"weights/{name}/")
+        state |= {prefix + n: value for n, value in weights.items()}
     source, out = tmp_path / "setr.npz", tmp_path / "model"
     np.savez(source, **state)
-    fields = {"head": "conv", "head_width": 32, "head_layers": 1, "head_up_scale": 4}
+    fields |= {"head": "conv", "head_width": 32}
     fields |= {"variant": "golden", "taps": (1, 2), "class_token": True, "final_norm": True}
     line = convert.convert(source, out, own_config(**fields), "")
-    assert "SETR-Naive, 7 classes" in line
+    assert f"{title}, 7 classes" in line
     card = (out / "card.md").read_text()
     assert "as stated: not stated" in card and "decode_head.up_convs.0.0.bn.num_batches" in card
 
@@ -158,7 +165,7 @@ def test_setr(tmp_path, monkeypatch):
     for each in net.heads:
         logits = fixture_parts.run_head(each, taps, feature.shape[2:])
         maps = each.grid_scores(logits, (64, 64)).transpose(0, 3, 1, 2)
-        agree(maps, head, head_tolerance, "setr_naive/head_logits")
+        agree(maps, head, head_tolerance, f"{name}/head_logits")
 
 
 def test_segvit(tmp_path, monkeypatch):

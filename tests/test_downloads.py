@@ -312,6 +312,19 @@ def test_a_length_is_required(site, tmp_path, length):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_a_server_that_always_says_that_nothing_is_left_ends(site, tmp_path, left):
+    def nothing(handler):
+        handler.send_error(416, "\x1b[31mno")
+
+    if left:
+        leave(tmp_path, OTHER[:1000])
+    site.plan = [nothing] * 9
+    with pytest.raises(UserError, match=r"the server says 416 (\\x1b\[31m)?no") as raised:
+        get(site, tmp_path)
+    assert str(raised.value).isprintable() and len(site.asked) == 1 + left
+
+
 def test_a_small_file_is_checked_too(site, tmp_path):
     site.content = CONTENT[:100]  # less than any buffer
     path = get(site, tmp_path, sha256=hashlib.sha256(CONTENT[:100]).hexdigest(), size=100)

@@ -199,6 +199,9 @@ def test_exits_are_what_the_fields_say():
             {"model.head": "conv", "model.head_up_scale": 2, "model.head_layers": 2},
             "head_up_scale=2",
         ),
+        ({"model.head": "conv", "model.head_kernel": 3}, "config.model.head_kernel=3: where"),
+        ({"model.aux_head": "conv", "model.head_kernel": 3}, "head_kernel=3: where tokens leave"),
+        ({"model.head_kernel": 2}, "config.model.head_kernel=2: choose 1 or 3"),
         ({"model.aux_head": "fcn"}, "model.aux_head='fcn'"),
     ],
 )
@@ -214,6 +217,17 @@ def test_released_auxiliary_heads_of_setr_grade_at_the_tokens():
     assert [(s.convs, s.up_scale) for s in sizes] == [(2, 1), (2, 1), (1, 4)]
     dense = build.segmenter_spec(config_of("", **changes, **{"method.name": "dense"}), 11)
     assert [h.sizes.up_scale for h in dense.heads] == [4, 4, 4]
+
+
+def test_convolutions_over_neighbours_need_every_token():
+    changes = {"model.head": "conv", "model.head_layers": 4, "model.head_kernel": 3}
+    changes |= {"model.head_up_scale": 2, "model.aux_head": "conv", "model.aux_head_up_scale": 4}
+    changes |= {"method.name": "dense"}
+    heads = build.segmenter_spec(config_of("", **changes), 11).heads
+    sizes = [(h.sizes.convs, h.sizes.kernel, h.sizes.up_scale) for h in heads]
+    assert sizes == [(1, 3, 4), (1, 3, 4), (4, 3, 2)]
+    with pytest.raises(UserError, match="head_kernel=3: where tokens leave early or are shared"):
+        build.segmenter_spec(config_of("", **changes, **{"method.merge": "cts"}), 11)
 
 
 def test_heads_may_be_mixed():

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from conftest import quick_compiles
 
 import jaxseg
 import train
-from jaxseg import checkpoint
+from jaxseg import checkpoint, training
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data.pipeline import train_batches
 from jaxseg.data.shapes import shapes
@@ -107,6 +108,32 @@ def test_the_second_signal_ends_it_at_once_and_what_was_saved_stays(whole, tmp_p
         assert checkpoints.latest() == 2
     train.train(smoke(resume=True), str(tmp_path), "test")
     assert_same_weights(tmp_path, whole)
+
+
+def test_the_loop_is_one_step_ahead_of_the_devices_at_most():
+    """Or a stop would wait for all steps since the last line of the log."""
+    finished, behind = [], []
+
+    def work(_):
+        time.sleep(0.02)
+        finished.append(True)
+        return np.float32(0)
+
+    def step(state, batch, key):
+        done = jax.pure_callback(work, jax.ShapeDtypeStruct((), np.float32), state["step"])
+        return state | {"step": state["step"] + 1}, {"loss": done, "bad_steps": done}
+
+    def stop():
+        behind.append(len(behind) + 1 - len(finished) // jax.local_device_count())
+        return False
+
+    spec = training.TrainSpec(0, 8, 1, 0.0, False, 100, 0, 100, 20)
+    empty = {name: {} for name in ("params", "stats", "ema")}
+    state = {"step": np.zeros((), np.int32)} | empty
+    batches = iter([{"x": np.zeros(jax.local_device_count(), np.float32)}] * 8)
+    hooks = training.Hooks(lambda *_: None, lambda *_: None, lambda *_: 0.0, stop)
+    training.fit(step, state, batches, spec, hooks)
+    assert len(behind) == 8 and max(behind) <= 1
 
 
 def test_ignored_signals_stay_ignored(monkeypatch):
@@ -244,6 +271,32 @@ def test_a_data_worker_that_is_killed_ends_the_run(tmp_path):
         with pytest.raises((RuntimeError, UserError), match="(?i)worker|process|killed|exit"):
             for _ in range(100):  # some batches were ready
                 next(batches)
+
+
+WITH_A_WORKER = """
+import importlib, time
+from jaxseg import build
+from jaxseg.data.pipeline import train_batches
+from jaxseg.data.shapes import shapes
+if __name__ == "__main__":
+    config = importlib.import_module("configs.quickstart").get_config("smoke")
+    batches = train_batches(shapes(4, (16, 16), seed=0), build.recipe(config), 2, 0, workers=1)
+    next(batches)
+    print("running", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_data_workers_end_with_a_trainer_that_is_killed(tmp_path):
+    (tmp_path / "trainer.py").write_text(WITH_A_WORKER)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "trainer.py")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    ) as trainer:  # fmt: skip
+        assert trainer.stdout.readline() == "running\n"
+        trainer.kill()
+        # Workers have inherited the pipe: it ends when the last of them has ended.
+        assert trainer.communicate(timeout=60)[0] == ""
 
 
 def test_evaluation_with_other_classes_is_refused(whole, tmp_path):

@@ -122,6 +122,11 @@ def test_missing_folders(root, missing):
         ("0 a\n\n0 b\n", "line 3 '0 b' repeats"),
         ("0 a\n1 a\n", "line 2 '1 a' repeats"),
         ("0 a 1,2,256\n", "line 1 '0 a 1,2,256' has a number above 255"),
+        ("0\ta\t1,2,3,4\n", "line 1 '0\\ta\\t1,2,3,4' is not"),  # else all of it is the name
+        ("0 a\x1b[31mb\n", "line 1 '0 a\\x1b[31mb' is not"),
+        ("0 a\0b\n", "line 1 '0 a\\x00b' is not"),
+        ("9" * 5000 + " a\n", "line 1 '999"),  # int() takes 4300 digits
+        ("0 a\n1 a" + " " * 300_000 + "b\n", "line 2 '1 a"),  # minutes for the pattern
         ("\n", "holds no class"),
         ("255 void\n", "every class is ignored"),
     ],

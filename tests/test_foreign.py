@@ -59,6 +59,15 @@ def setr_naive(variant="L", classes=150, crop=512, aux_convs=2, final_norm=False
     return state
 
 
+def setr_pup(classes=150, crop=512, aux_convs=1):
+    """Heads of 3x3 convolutions, the last of four."""
+    state = vit("L", crop) | setr("decode_head.", WIDTHS["L"], 16, classes, convs=4, kernel=3)
+    for i in range(3):
+        head = f"auxiliary_head.{i}."
+        state |= setr(head, WIDTHS["L"], 16, classes, convs=aux_convs, kernel=3)
+    return state
+
+
 def segmenter(variant="Ti", classes=150, crop=512):
     width, depth, _ = VARIANTS[variant]
     state = timm_vit(width, depth, (crop // 16) ** 2, prefix="encoder.")
@@ -97,6 +106,9 @@ PUBLISHED = {  # state: and the configuration of this repository that is its rec
     "setr L": (lambda: setr_naive(), None),
     "setr L 19": (lambda: setr_naive("L", 19, 768, aux_convs=1), None),
     "setr B": (lambda: setr_naive("B", aux_convs=1, final_norm=True), None),
+    "setr pup L": (lambda: setr_pup(), None),
+    "setr pup L 19": (lambda: setr_pup(19, 768), None),
+    "setr pup, two convolutions": (lambda: setr_pup(aux_convs=2), None),
     "segmenter": (lambda: segmenter(), None),
     "mmseg_segmenter": (lambda: mmseg_segmenter(), None),
 }
@@ -161,6 +173,34 @@ def test_setr_has_a_class_token_and_auxiliary_heads_of_their_own_size():
     assert len(model.ignored) == 7 and all("num_batches" in name for name, _ in model.ignored)
     with_norm = model_of(setr_naive("B", aux_convs=1, final_norm=True), None, "x.pth")
     assert with_norm.config.model.final_norm and with_norm.config.model.aux_head == ""
+
+
+def test_setr_pup_is_told_by_its_kernels():
+    state = setr_pup()
+    model = model_of(state, None, "x.pth")
+    fields = model.config.model
+    assert model.kind.title == "mmsegmentation's SETR-PUP"
+    assert fields.taps == (9, 14, 19, 23) and fields.class_token and not fields.final_norm
+    sizes = [head.sizes for head in build.segmenter_spec(model.config, 150).heads]
+    assert [(s.convs, s.kernel, s.up_scale) for s in sizes] == [(1, 3, 4)] * 3 + [(4, 3, 2)]
+    assert [s.weight for s in sizes] == [0.4, 0.4, 0.4, 1.0]
+    theirs = state["decode_head.up_convs.3.0.conv.weight"]  # [out, in, row, column]
+    kernel = model.arrays["heads.3.convs.3.kernel"]
+    assert kernel[0, 2, 5, 7] == theirs[7, 5, 0, 2]
+    assert len(model.ignored) == 7 and all("num_batches" in name for name, _ in model.ignored)
+
+
+def test_setr_pup_that_misses_or_has_too_much_is_refused():
+    words = ["1 not understood (decode_head.up_convs.3.1.x)", "1 without a source"]
+    state = without(setr_pup(), "auxiliary_head.1.up_convs.0.0.bn.running_var")
+    state["decode_head.up_convs.3.1.x"] = normal(1)
+    refused(lambda: model_of(state, None, "x"), *words, "heads.1.bns.0.var")
+    mixed = setr_pup() | setr("auxiliary_head.2.", WIDTHS["L"], 16, 150, kernel=1)
+    words = ["heads.2.convs.0.kernel (1, 1, 32, 16) instead of (3, 3, 32, 16)"]
+    refused(lambda: model_of(mixed, None, "x"), *words)
+    config = own_config(variant="L", head="conv", taps=(5, 7, 11, 23), class_token=True)
+    words = ["config.model.head_kernel=1 instead of 3"]
+    refused(lambda: model_of(setr_pup(), config, "x"), *words)
 
 
 def test_segvit_counts_its_levels_from_the_deepest():
@@ -263,7 +303,10 @@ def test_what_nobody_published_needs_a_configuration():
         (lambda: segvit() | {"decode_head.atm.q.weight": normal(1)}, ["Shrunk"]),
         (lambda: segmenter() | {"encoder.dist_token": normal(1)}, ["distilled DeiT"]),
         (lambda: segmenter() | {"policy_net.x": normal(1)}, ["CTS"]),
-        (lambda: vit("L", 512) | setr("decode_head.", 32, 16, 150, 4, 3), ["SETR-PUP's 3x3"]),
+        (
+            lambda: vit("L", 512) | setr("decode_head.", 32, 16, 150, 4, 5),
+            ["5x5 convolution", "neither mmsegmentation's SETR-Naive nor"],
+        ),
         (lambda: dtop() | {"extra": normal(1)}, ["1 not understood (extra)"]),
         (
             lambda: without(setr_naive(), "decode_head.conv_seg.bias"),

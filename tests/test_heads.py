@@ -165,6 +165,47 @@ def test_conv_head_scales_up_after_each_convolution():
     np.testing.assert_allclose(scores, resize_bilinear(expected, (24, 32)), atol=1e-4)
 
 
+def slow_bilinear(x, size):
+    """[r, c, F] to ``size``, pixel by pixel: half-pixel centres, the rim repeated."""
+    out = np.zeros((*size, x.shape[-1]))
+    for at in np.ndindex(*size):
+        place = [(i + 0.5) * n / m - 0.5 for i, n, m in zip(at, x.shape, size, strict=False)]
+        place = [min(max(p, 0), n - 1) for p, n in zip(place, x.shape, strict=False)]
+        (i, di), (j, dj) = ((int(p), p % 1) for p in place)
+        below, right = min(i + 1, len(x) - 1), min(j + 1, x.shape[1] - 1)
+        top = (1 - dj) * x[i, j] + dj * x[i, right]
+        out[at] = (1 - di) * top + di * ((1 - dj) * x[below, j] + dj * x[below, right])
+    return out
+
+
+def slow_convolution(x, kernel):
+    """[r, c, C] with [3, 3, C, F], product by product: zeros around, nothing turned round."""
+    out = np.zeros((*x.shape[:2], kernel.shape[-1]))
+    for i, j, a, b in np.ndindex(*x.shape[:2], 3, 3):
+        y, z = i + a - 1, j + b - 1
+        if 0 <= y < x.shape[0] and 0 <= z < x.shape[1]:
+            out[i, j] += x[y, z] @ kernel[a, b]
+    return out
+
+
+def test_setr_pup_by_hand():
+    """In mmsegmentation's order: every convolution is followed by x2, then come the classes."""
+    head = filled(ConvHead(6, ConvSpec(5, channels=8, convs=2, kernel=3, up_scale=2), None))
+    (tap,) = taps = tokens()
+    found = head.grid_scores(run_head(head, taps, GRID), (12, 16))
+    x = np.asarray(tap[1], np.float64).reshape(*GRID, 6)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = x * np.asarray(head.norm.scale[...]) + np.asarray(head.norm.bias[...])
+    for conv, bn in zip(head.convs, head.bns, strict=True):
+        scale, bias, mean, var = (np.asarray(v[...]) for v in (bn.scale, bn.bias, bn.mean, bn.var))
+        x = slow_convolution(x, np.asarray(conv.kernel[...]))
+        x = np.maximum((x - mean) / np.sqrt(var + 1e-5) * scale + bias, 0)
+        x = slow_bilinear(x, (2 * x.shape[0], 2 * x.shape[1]))
+    x = x @ np.asarray(head.classify.kernel[...]) + np.asarray(head.classify.bias[...])
+    assert x.shape == (12, 16, 5) and x.std() > 0.5
+    np.testing.assert_allclose(found[1], x, atol=1e-4)
+
+
 @pytest.mark.parametrize("convs", [0, 1, 2])
 def test_up_sampling_behind_the_last_convolution_leaves_a_head_per_token(convs):
     head = filled(ConvHead(6, ConvSpec(5, 6, convs=convs, up_scale=4), None))

@@ -8,8 +8,10 @@ import pytest
 
 from jaxseg import build
 from jaxseg.models import vit
+from jaxseg.models.heads import ConvSpec
 from jaxseg.models.macs import dense_macs, pruned_macs
 from jaxseg.models.network import network, shapes
+from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 
 PUBLISHED = {  # DToP table 7 and its SegViT rows, SegViT's README
     "segvit_vitb_ade20k": 109.9,
@@ -46,6 +48,21 @@ def test_published_figures_of_cts(size, windows, gmacs):
     tokens = size[0] * size[1] // 256 - 3 * windows
     macs = pruned_macs(spec, size, [tokens])
     assert macs.gmacs_backbone_and_final_head == pytest.approx(gmacs, rel=0.01)
+
+
+def test_every_head_of_setr_pup_counts_its_own_sizes():
+    """By hand, ViT-L at 512: a layer of 3x3 per resolution, twice as fine each time."""
+    heads = (
+        HeadSpec((9,), ConvSpec(150, convs=1, kernel=3, up_scale=4)),
+        HeadSpec((23,), ConvSpec(150, convs=4, kernel=3, up_scale=2)),
+    )
+    spec = SegmenterSpec(vit.ViTSpec(1024, 24, 16, grid=(32, 32), class_token=True), heads)
+    auxiliary, last = dense_macs(spec, (512, 512)).heads
+    first = 32**2 * 256 * (9 * 1024 + 2)
+    assert auxiliary.parts["convolutions"] == first
+    assert last.parts["convolutions"] == first + (64**2 + 128**2 + 256**2) * 256 * (9 * 256 + 2)
+    assert auxiliary.parts["classifier"] == 128**2 * 256 * 150
+    assert last.parts["classifier"] == 512**2 * 256 * 150
 
 
 @pytest.mark.parametrize(

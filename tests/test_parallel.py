@@ -1,5 +1,7 @@
 """Data parallelism on the local devices (several CPU devices in the tests)."""
 
+import pickle
+
 import chex
 import jax
 import numpy as np
@@ -7,7 +9,16 @@ import pytest
 
 from jaxseg import parallel
 from jaxseg.errors import UserError
-from jaxseg.parallel import AXIS, pmap_step, replicate, shard, step_key, unreplicate
+from jaxseg.parallel import (
+    AXIS,
+    gather,
+    pmap_step,
+    replicate,
+    require_same,
+    shard,
+    step_key,
+    unreplicate,
+)
 
 DEVICES = jax.local_device_count()
 
@@ -107,10 +118,33 @@ def test_the_second_step_is_not_traced_or_compiled_again():
         jax.monitoring.unregister_event_duration_listener(count)
 
 
-def test_alone_needs_no_coordinator(monkeypatch):
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
-    parallel.initialise(None, 1, 0)
-    assert calls == []
-    parallel.initialise("host:1", 2, 1)
-    assert calls == [("host:1", 2, 1)]
+def test_alone_gathering_is_nothing():
+    value = object()
+    assert gather(value) == [value]
+    require_same(value, "value")
+
+
+def test_what_differs_between_processes_is_named(monkeypatch):
+    monkeypatch.setattr(parallel, "gather", lambda value: [value, value, 2, 3])
+    with pytest.raises(UserError, match="process 2, 3 has another number than process 0"):
+        require_same(1, "number")
+
+
+def test_values_of_all_sizes_are_gathered_whole_and_in_order(monkeypatch):
+    """Here as the second of three; tests/test_processes.py has true processes."""
+    values = ["", "x" * 1000, {"a": np.arange(3)}]
+    texts = [pickle.dumps(value) for value in values]
+    sent = []
+
+    def allgather(array):
+        sent.append(array)
+        if len(sent) == 1:
+            return np.array([len(text) for text in texts])
+        return np.stack([np.frombuffer(text.ljust(len(array), b"\0"), np.uint8) for text in texts])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(parallel.multihost_utils, "process_allgather", allgather)
+    found = gather(values[1])
+    assert sent[0] == len(texts[1]) and sent[1].tobytes().startswith(texts[1])
+    assert found[:2] == values[:2]
+    np.testing.assert_array_equal(found[2]["a"], values[2]["a"])

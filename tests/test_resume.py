@@ -166,7 +166,9 @@ def test_every_start_is_kept(tmp_path):
     assert from_json(text, "run.json").to_dict() == defaults().to_dict()
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", "{}", '{"config"'])
+@pytest.mark.parametrize(
+    "content", [None, "", "[1]", "{}", '{"config"', "[" * 100_000, '{"config": {}, "data": ']
+)
 def test_a_run_without_its_record_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "run.json").write_text(content)
@@ -176,13 +178,28 @@ def test_a_run_without_its_record_is_refused(tmp_path, content):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        *(3, [], {}, DATA | {"classes": None}, DATA | {"classes": [1]}, DATA | {"val": 7}),
+        {"classes": []},
+        DATA | {"train": {}},
+    ],
+)
+def test_a_damaged_record_of_the_data_is_refused(before):
+    with pytest.raises(UserError, match="DIR/run.json: damaged, .* which data .*starts.jsonl"):
+        compare({}, before=before)
+
+
 def test_damaged_lines_of_the_log_are_dropped(tmp_path):
     with logs.MetricLog(tmp_path) as log:
         log.write(1, loss=1.0)
         log.write(2, loss=2.0)
     path = tmp_path / "metrics.jsonl"
     whole = path.read_bytes()
-    path.write_bytes(whole + b"\0\0\0\n" + b'{"loss": 3}\n' + b"\xff\n" + b'{"step": 3, "lo')
+    strange = [b"\0\0\0", b'{"loss": 3}', b"\xff", b'{"step": "1"}', b'{"step": null}', b"[1]"]
+    strange += [b'{"step": [1]}', b'{"step": NaN}', b"[" * 100_000, b"7", b""]
+    path.write_bytes(whole + b"".join(line + b"\n" for line in strange) + b'{"step": 3, "lo')
     with logs.MetricLog(tmp_path) as log:
         log.truncate_after(2)
     assert path.read_bytes() == whole

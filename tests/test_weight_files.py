@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_torch_file import Call, Global, Saved
+from torch_writer import Call, Global, Saved
 
 from jaxseg.convert.files import read_arrays
 from jaxseg.errors import UserError

@@ -3,13 +3,17 @@
 `ConfigDict` stops here: nothing below this folder has seen one.
 """
 
-from jaxseg.build.data import class_count, make_source, recipe
+from jaxseg.build.classify import class_eval_spec, classifier_spec
+from jaxseg.build.data import class_count, class_recipe, make_source, recipe
 from jaxseg.build.method import merge_decision, policy_spec, teacher
 from jaxseg.build.network import segmenter_spec
 from jaxseg.build.run import eval_spec, optim_spec, train_spec
 
 __all__ = [
     "class_count",
+    "class_eval_spec",
+    "class_recipe",
+    "classifier_spec",
     "eval_spec",
     "make_source",
     "merge_decision",

@@ -3,11 +3,14 @@
 from ml_collections import ConfigDict
 
 from jaxseg.build.checks import one_of, two_sides
+from jaxseg.data.class_transforms import ClassRecipe
 from jaxseg.data.classes import Source
 from jaxseg.data.transforms import Recipe
 from jaxseg.errors import UserError
 
-DATA_SETS = ("folder", "shapes", "ade20k", "pascal_context", "coco_stuff10k")
+MAP_SETS = ("folder", "shapes", "ade20k", "pascal_context", "coco_stuff10k")  # class per pixel
+CLASS_SETS = ("class_folder", "shape_classes", "imagenet2012")  # class per image
+DATA_SETS = (*MAP_SETS, *CLASS_SETS)
 
 
 def make_source(config: ConfigDict, which: str) -> Source:
@@ -16,20 +19,26 @@ def make_source(config: ConfigDict, which: str) -> Source:
     data = config.data
     one_of("data.name", data.name, DATA_SETS)
     split = {"train": data.train, "val": data.val, "test": data.test}.get(which, which)
-    if data.name == "shapes":
+    if data.name in ("shapes", "shape_classes"):
+        from jaxseg.data.classification import Grounds
         from jaxseg.data.shapes import shapes
 
         parts = {"train": 0, "val": 1, "test": 2}
         if split not in parts:
             raise UserError(f"data split {split!r}: shapes has train, val and test")
         index = parts[split]
-        return shapes(data.count[index], data.size, seed=index)
+        scenes = shapes(data.count[index], data.size, seed=index)
+        return scenes if data.name == "shapes" else Grounds(scenes)
     if not data.root:
         raise UserError("data.root is empty; say where the data set lies: --config.data.root=DIR")
     if data.name == "folder":
         from jaxseg.data.folder import folder
 
         return folder(data.root, split, data.ignore)
+    if data.name == "class_folder":
+        from jaxseg.data.classification import class_folder
+
+        return class_folder(data.root, split)
     from jaxseg.data.builders import source
 
     return source(data.name, data.root, split)
@@ -38,7 +47,7 @@ def make_source(config: ConfigDict, which: str) -> Source:
 def class_count(config: ConfigDict) -> int:
     """How many classes the data set has; of a prepared one without looking at its files."""
     one_of("data.name", config.data.name, DATA_SETS)
-    if config.data.name in ("folder", "shapes"):
+    if config.data.name in ("folder", "shapes", "class_folder", "shape_classes"):
         return len(make_source(config, "train").classes)
     from jaxseg.data.builders import BUILDERS
 
@@ -48,6 +57,7 @@ def class_count(config: ConfigDict) -> int:
 def recipe(config: ConfigDict) -> Recipe:
     """The training transforms."""
     data = config.data
+    one_of("data.name", data.name, MAP_SETS)
     two_sides("data.resize", data.resize)
     two_sides("data.crop", data.crop)
     return Recipe(
@@ -58,6 +68,27 @@ def recipe(config: ConfigDict) -> Recipe:
         cat_max_ratio=data.cat_max_ratio,
         flip=data.flip,
         distort=data.distort,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+    )
+
+
+def class_recipe(config: ConfigDict, classes: int) -> ClassRecipe:
+    """The training transforms of a classifier."""
+    data = config.data
+    one_of("data.name", data.name, CLASS_SETS)
+    two_sides("data.crop", data.crop)
+    low, high = data.area
+    if not 0.0 < low <= high <= 1.0:
+        raise UserError(f"config.data.area={data.area}: give two shares, rising, above 0, up to 1")
+    return ClassRecipe(
+        classes=classes,
+        crop=tuple(data.crop),
+        area=(low, high),
+        flip=data.flip,
+        smoothing=data.smoothing,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
         mean=tuple(data.mean),
         std=tuple(data.std),
     )

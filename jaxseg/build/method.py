@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from jaxseg.build.checks import one_of
 from jaxseg.errors import UserError
 from jaxseg.methods import METHODS
+from jaxseg.models.classifier import ClassSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.merged import MergeSpec
 from jaxseg.models.policy import PATCH, TRUNKS, OracleSpec, PolicySpec
@@ -125,7 +126,9 @@ def teacher(config: ConfigDict, spec: SegmenterSpec, arrays: Mapping) -> dict:
     """What a method that distils learns from: a frozen copy of the weights training starts from."""
     if not isinstance(spec, SparseSpec) or not spec.method.distil:
         return {}
-    if not config.init_from.endswith(".safetensors"):
+    given = config.init_from
+    whole = isinstance(spec.heads[-1].sizes, ClassSpec)  # the file of a ViT has the head, too
+    if not (given if whole else given.endswith(".safetensors")):
         raise UserError(
             f"config.init_from={config.init_from!r}: distillation learns from a trained dense "
             f"model; name its model.safetensors, or set config.method.distil=0"

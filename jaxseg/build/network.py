@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from jaxseg.build.checks import one_of
+from jaxseg.build.checks import between, one_of, two_sides
 from jaxseg.build.method import choosing, exits, merge
 from jaxseg.errors import UserError
 from jaxseg.models.atm import AtmSpec
@@ -22,23 +22,13 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
     model = config.model
     one_of("model.variant", model.variant, tuple(VARIANTS))
     one_of("model.head", model.head, HEADS)
-    width, depth, heads = VARIANTS[model.variant]
+    _check_sizes(model)
+    depth = VARIANTS[model.variant][1]
     if tuple(sorted(set(model.taps))) != tuple(model.taps) or not model.taps:
         raise UserError(f"model.taps={model.taps}: name blocks once each, in rising order")
     if model.taps[-1] >= depth or model.taps[0] < 0:
         raise UserError(f"model.taps={model.taps}: ViT-{model.variant} has blocks 0 to {depth - 1}")
-    patch = model.patch
-    vit = ViTSpec(
-        width=width,
-        depth=depth,
-        heads=heads,
-        grid=(-(-config.data.crop[0] // patch), -(-config.data.crop[1] // patch)),
-        patch=patch,
-        class_token=model.class_token,
-        final_norm=model.final_norm,
-        drop_path=model.drop_path,
-        epsilon=model.norm_epsilon,
-    )
+    vit = vit_spec(config)
     decisions = exits(config)
     if model.head == "cascade":
         if decisions:
@@ -49,6 +39,7 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
         heads = (HeadSpec(tuple(model.taps), _atm(model, classes)),)
         return choosing(config, SegmenterSpec(vit, heads, merge=merge(config, heads)))
     sizes = [_head_sizes(model, classes, last=tap == model.taps[-1]) for tap in model.taps]
+    _check_kernel(config, sizes, alone=bool(decisions) or config.method.merge != "none")
     if decisions:
         sizes = [*map(_at_tokens, sizes[:-1]), sizes[-1]]
         if isinstance(sizes[-1], ConvSpec) and not sizes[-1].at_tokens:
@@ -63,6 +54,49 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
     )
     whole = SegmenterSpec(vit, heads, config.method.final_at_exit, merge(config, heads))
     return choosing(config, whole)
+
+
+def vit_spec(config: ConfigDict) -> ViTSpec:
+    """The backbone."""
+    model = config.model
+    one_of("model.variant", model.variant, tuple(VARIANTS))
+    width, depth, heads = VARIANTS[model.variant]
+    two_sides("data.crop", config.data.crop)
+    between("model.patch", model.patch, 1, 1024)
+    patch = model.patch
+    return ViTSpec(
+        width=width,
+        depth=depth,
+        heads=heads,
+        grid=(-(-config.data.crop[0] // patch), -(-config.data.crop[1] // patch)),
+        patch=patch,
+        class_token=model.class_token,
+        final_norm=model.final_norm,
+        drop_path=model.drop_path,
+        epsilon=model.norm_epsilon,
+    )
+
+
+def _check_sizes(model: ConfigDict) -> None:
+    for name, most in (("width", 16384), ("heads", 256), ("up_scale", 16)):
+        between(f"model.head_{name}", model[f"head_{name}"], 1, most)
+    for name in ("head_layers", "aux_head_layers"):  # conv: 0 = the classifier alone
+        between(f"model.{name}", model[name], 0, 64)
+    between("model.aux_head_width", model.aux_head_width, 1, 16384)
+    between("model.aux_head_up_scale", model.aux_head_up_scale, 0, 16)
+
+
+def _check_kernel(config: ConfigDict, sizes: list[Sizes], *, alone: bool) -> None:
+    """``alone``: heads see tokens one by one, wherever they lie, hence no neighbours of theirs."""
+    kernel = config.model.head_kernel
+    if kernel not in (1, 3):
+        raise UserError(f"config.model.head_kernel={kernel}: choose 1 or 3")
+    if alone and any(isinstance(each, ConvSpec) and each.kernel != 1 for each in sizes):
+        raise UserError(
+            f"config.model.head_kernel={kernel}: where tokens leave early or are shared every head "
+            f"must judge each by itself, without its neighbours; use 1, or "
+            f"config.method.name=dense with config.method.merge=none"
+        )
 
 
 def _at_tokens(sizes: Sizes) -> Sizes:
@@ -81,6 +115,7 @@ def _head_sizes(model: ConfigDict, classes: int, *, last: bool) -> Sizes:
         model = model.copy_and_resolve_references()
         model.update(head=model.aux_head, head_width=model.aux_head_width)
         model.update(head_layers=model.aux_head_layers)
+        model.update(head_up_scale=model.aux_head_up_scale or model.head_up_scale)
     if model.head == "atm":
         return _atm(model, classes)
     if model.head == "mask_transformer":
@@ -91,6 +126,7 @@ def _head_sizes(model: ConfigDict, classes: int, *, last: bool) -> Sizes:
         classes=classes,
         channels=model.head_width,
         convs=model.head_layers,
+        kernel=model.head_kernel,
         up_scale=model.head_up_scale,
         weight=1.0 if last else model.aux_weight,
     )

@@ -53,6 +53,8 @@ def eval_spec(config: ConfigDict) -> EvalSpec:
     one_of("eval.mode", evaluation.mode, ("slide", "whole"))
     if evaluation.resize:
         two_sides("eval.resize", evaluation.resize)
+    two_sides("eval.crop", evaluation.crop)
+    two_sides("eval.stride", evaluation.stride)
     return EvalSpec(
         mode=evaluation.mode,
         crop=tuple(evaluation.crop),

@@ -1,9 +1,9 @@
-"""ViT weights of timm (and DeiT), mmsegmentation and AugReg (the original JAX ViT)."""
+"""ViT weights of timm (and DeiT), mmsegmentation, AugReg (the original JAX ViT) and SViT."""
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from jaxseg.resize import resize_position_embedding
 CLASSIFIER = "classifier of the pre-training"
 UNUSED_NORM = "final norm that this model does not have"
 UNUSED_TOKEN = "class token that this model drops before its first block"
+GATES = "gates of SViT, which this model does not have"
 DISTILLED = "distillation token, which no ViT here has; its position embedding goes with it"
 
 
@@ -22,14 +23,38 @@ def timm_rules(final_norm: bool, class_token: bool = True, prefix: str = "") -> 
     """timm's VisionTransformer; ``prefix`` is a pattern before every name."""
     block, ours = prefix + r"blocks\.(\d+)\.", r"vit.blocks.\1."
     return (
-        *_tokens(prefix, "cls_token", "pos_embed", class_token),
-        *_patches(prefix + r"patch_embed\.proj"),
+        *_around_blocks(final_norm, class_token, prefix),
         *norm(block + "norm1", ours + "norm1"),
         *linear(block + r"attn\.qkv", ours + "attn.qkv"),
         *linear(block + r"attn\.proj", ours + "attn.out"),
         *norm(block + "norm2", ours + "norm2"),
         *linear(block + r"mlp\.fc1", ours + "mlp.fc1"),
         *linear(block + r"mlp\.fc2", ours + "mlp.fc2"),
+    )
+
+
+def svit_rules(final_norm: bool, class_token: bool = True, prefix: str = "") -> tuple[Rule, ...]:
+    """SViT's classifier: timm's, but blocks that are torch's TransformerEncoderLayer."""
+    block, ours = prefix + r"blocks\.(\d+)\.TransformerEncoderLayer\.", r"vit.blocks.\1."
+    qkv = ours + "attn.qkv."
+    return (
+        *_around_blocks(final_norm, class_token, prefix),
+        *norm(block + "norm1", ours + "norm1"),
+        Rule(block + r"self_attn\.in_proj_weight", (qkv + "kernel",), lambda x: (x.T,)),
+        copy(block + r"self_attn\.in_proj_bias", qkv + "bias"),
+        *linear(block + r"self_attn\.out_proj", ours + "attn.out"),
+        *norm(block + "norm2", ours + "norm2"),
+        *linear(block + "linear1", ours + "mlp.fc1"),
+        *linear(block + "linear2", ours + "mlp.fc2"),
+        ignore(prefix + r"selective_modules\..*", GATES),
+    )
+
+
+def _around_blocks(final_norm: bool, class_token: bool, prefix: str) -> tuple[Rule, ...]:
+    """What timm's VisionTransformer has beside its blocks."""
+    return (
+        *_tokens(prefix, "cls_token", "pos_embed", class_token),
+        *_patches(prefix + r"patch_embed\.proj"),
         *_last_norm(norm(prefix + "norm", "vit.norm"), prefix + r"norm\..*", final_norm),
         ignore(prefix + r"(head|head_dist|fc_norm|pre_logits)\..*", CLASSIFIER),
         ignore(prefix + "dist_token", DISTILLED),
@@ -139,7 +164,13 @@ MMSEG = Layout(
     last_norm="ln1.weight",
     rules=mmseg_rules,
 )
-LAYOUTS = (AUGREG, TIMM, MMSEG)
+SVIT = replace(
+    TIMM,
+    program="SViT",
+    sign="blocks.0.TransformerEncoderLayer.self_attn.in_proj_weight",
+    rules=svit_rules,
+)
+LAYOUTS = (AUGREG, TIMM, MMSEG, SVIT)
 
 
 def layout_of(source: Mapping[str, np.ndarray]) -> Layout | None:
@@ -153,10 +184,13 @@ def convert_vit(
     shapes: Mapping[str, tuple[int, ...]],
     origin: str,
     stored_grid: tuple[int, int] | None = None,
+    beside: Sequence[Rule] = (),
 ) -> Arrays:
-    """Backbone parameters ("vit.*") from a timm, mmsegmentation or AugReg state, told by its names.
+    """Backbone parameters ("vit.*") from a timm, mmsegmentation, AugReg or SViT state, told by its
+    names.
 
-    ``shapes`` holds the shapes of the backbone's parameters. See `prepared` for ``stored_grid``.
+    ``shapes`` holds the shapes of the backbone's parameters, and of what the rules ``beside`` fill
+    (`jaxseg.convert.classifier`). See `prepared` for ``stored_grid``.
     Raises UserError if the state is of no known kind or does not fit exactly.
     """
     layout = layout_of(source)
@@ -166,7 +200,7 @@ def convert_vit(
             f"{origin}: neither an AugReg, a timm nor an mmsegmentation ViT ({first} ...); a model "
             f"with heads needs python -m jaxseg.tools.convert first"
         )
-    rules = layout.rules(spec.final_norm, spec.class_token, "")
+    rules = (*beside, *layout.rules(spec.final_norm, spec.class_token, ""))
     return convert(prepared(source, layout, spec, origin, stored_grid), rules, shapes, origin)
 
 

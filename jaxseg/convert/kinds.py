@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxseg.convert import sizes
-from jaxseg.convert.backbone import AUGREG, MMSEG, TIMM, Layout, layout_of
+from jaxseg.convert.backbone import AUGREG, MMSEG, SVIT, TIMM, Layout, layout_of
 from jaxseg.convert.heads import atm_rules, cascade_rules, conv_rules
 from jaxseg.convert.rules import Rule
 from jaxseg.convert.segmenter import mask_transformer_rules, mmseg_mask_rules
@@ -31,8 +31,10 @@ VIT = Golden("F1_vit_backbone", "", 6.4e-6, 9e-5)
 DTOP_MODEL = Golden("F2_dtop_full", "noprune", 4.8e-6, 7e-5)
 CASCADE = Golden("F3_segvit_atm", "atm", 1.6e-5, 7e-5)
 SETR_NAIVE = Golden("F4_heads", "setr_naive", 1.0e-6, 2e-5)
+SETR_PUP = Golden("F4_heads", "setr_pup", 1.6e-6, 2e-5)
 MMSEG_DECODER = Golden("F4_heads", "segmenter_mask", 8.9e-6, 8e-5)
 TIMM_VIT = Golden("F5_timm_vit", "", 7.0e-6, 9e-5)
+SVIT_BLOCKS = Golden("F6_svit_block", "full", 1.9e-6, 4e-5)
 CTS_DENSE = Golden("F7_cts_sharing", "square/noshare", 5.3e-6, 6e-5)
 
 
@@ -132,7 +134,29 @@ KINDS = (
         golden=(VIT, SETR_NAIVE),
         prefix="backbone.",
         head=CONV,
-        fields=(("class_token", True), ("norm_epsilon", 1e-6), ("head_up_scale", 4)),
+        fields=(
+            ("class_token", True),
+            ("norm_epsilon", 1e-6),
+            ("head_kernel", 1),
+            ("head_up_scale", 4),
+        ),
+        fixed=("head_kernel",),
+    ),
+    Kind(
+        name="setr",
+        title="mmsegmentation's SETR-PUP",
+        layout=MMSEG,
+        golden=(VIT, SETR_PUP),
+        prefix="backbone.",
+        head=CONV,
+        fields=(
+            ("class_token", True),
+            ("norm_epsilon", 1e-6),
+            ("head_kernel", 3),
+            ("head_up_scale", 2),
+            ("aux_head_up_scale", 4),
+        ),
+        fixed=("head_kernel",),
     ),
     Kind(
         name="segmenter",
@@ -165,6 +189,7 @@ BARE = (
     ),
     Kind(name="vit", title="a timm ViT", layout=TIMM, golden=(TIMM_VIT,)),
     Kind(name="vit", title="an mmsegmentation ViT", layout=MMSEG, golden=(VIT,)),
+    Kind(name="vit", title="SViT's classifier", layout=SVIT, golden=(SVIT_BLOCKS,)),
 )
 
 REFUSED = (  # patterns of names, and why such a checkpoint cannot be converted
@@ -184,8 +209,7 @@ def kind_of(source: State, origin: str) -> Kind:
             raise UserError(f"{origin}: cannot be converted: {why} ({name})")
     for kind in KINDS:
         if {kind.prefix + kind.layout.sign, kind.head.prefix + kind.head.sign} <= source.keys():
-            _refuse_pup(kind, source, origin)
-            return kind
+            return kind if kind.head is not CONV else _by_kernel(source, origin)
     layout = layout_of(source)
     if layout is None:
         known = ", ".join(kind.title for kind in (*BARE, *KINDS))
@@ -195,12 +219,16 @@ def kind_of(source: State, origin: str) -> Kind:
     return next(kind for kind in BARE if kind.layout is layout)
 
 
-def _refuse_pup(kind: Kind, source: State, origin: str) -> None:
-    if kind.name != "setr":
-        return
-    shape = sizes.shape_of(source, kind.head.prefix + kind.head.sign, 4, origin)
-    if shape[2:] != (1, 1):
-        raise UserError(
-            f"{origin}: cannot be converted: SETR-PUP's {shape[2]}x{shape[3]} convolutions have no "
-            f"configuration here; SETR-Naive's 1x1 have"
-        )
+def _by_kernel(source: State, origin: str) -> Kind:
+    """SETR-Naive's arrays are named as SETR-PUP's; the kernels of the last head differ."""
+    shape = sizes.shape_of(source, CONV.prefix + CONV.sign, 4, origin)
+    of_setr = [kind for kind in KINDS if kind.head is CONV]
+    for kind in of_setr:
+        side = dict(kind.fields)["head_kernel"]
+        if shape[2:] == (side, side):
+            return kind
+    known = " nor ".join(kind.title for kind in of_setr)
+    raise UserError(
+        f"{origin}: {CONV.prefix}{CONV.sign} is a {shape[2]}x{shape[3]} convolution, which makes "
+        f"it neither {known}"
+    )

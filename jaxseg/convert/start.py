@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxseg.convert.backbone import convert_vit
+from jaxseg.convert.classifier import beside_vit
 from jaxseg.convert.files import read_arrays
 from jaxseg.convert.rules import Arrays
 from jaxseg.errors import UserError
@@ -21,8 +22,8 @@ def start_from(
 
     A .npz, .safetensors or PyTorch file. If it holds weights of this project: head arrays of
     another shape (another number of classes) keep the fresh ones, a position embedding of another
-    grid is resized. Otherwise it must be a ViT of timm, mmsegmentation or AugReg; the heads then
-    keep their fresh ``params``.
+    grid is resized. Otherwise it must be a ViT of timm, mmsegmentation, AugReg or SViT; the heads
+    then keep their fresh ``params``, but for a classifier of the same classes (and SViT's gates).
     Raises UserError if the file does not hold such weights, or not the whole backbone.
     """
     origin = f"config.init_from={path}"
@@ -30,9 +31,12 @@ def start_from(
         raise UserError(f"{origin}: no such file")
     stored = read_arrays(path)
     if not any(name.startswith("vit.") for name in stored):
-        wanted = {n: s.shape for n, s in shapes(spec)[0].items() if n.startswith("vit.")}
-        vit = convert_vit(stored, spec.vit, wanted, origin)
-        return dict(params) | vit, dict(stats), f"backbone ({len(vit)} arrays) from {path}"
+        every = {n: s.shape for n, s in shapes(spec)[0].items()}
+        rules, filled = beside_vit(stored, every)
+        wanted = {n: s for n, s in every.items() if n.startswith(("vit.", *filled))}
+        taken = convert_vit(stored, spec.vit, wanted, origin, beside=rules)
+        what = ", ".join(["backbone", *(start.strip(".") for start in filled)])
+        return dict(params) | taken, dict(stats), f"{what} ({len(taken)} arrays) from {path}"
     stored = {name: np.asarray(value, np.float32) for name, value in stored.items()}
     positions = stored.get("vit.pos_embed")
     if positions is not None and positions.ndim == 3:

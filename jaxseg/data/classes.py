@@ -4,10 +4,12 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from unicodedata import category
 
 import numpy as np
 
 IGNORE = 255
+LONGEST_NAME = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,16 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]: ...
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text``, which a file may say, can be shown as the name of a class.
+
+    It has 1 to 300 characters, of which a terminal obeys none (escapes, line breaks, tabs) and
+    every one can be written (a half of a surrogate pair cannot).
+    """
+    strange = ("Cc", "Cs", "Zl", "Zp")
+    return 0 < len(text) <= LONGEST_NAME and not any(category(c) in strange for c in text)
 
 
 def generated_palette(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxseg.data.classes import IGNORE, Classes, generated_palette
+from jaxseg.data.classes import IGNORE, Classes, generated_palette, is_name
 from jaxseg.data.images import read_pair
 from jaxseg.errors import UserError
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LABEL_SUFFIXES = (".png", ".jpg", ".jpeg")  # JPEG is paired, then refused with its reason
 _LAYOUT = "expected images/{split}/x.jpg, labels/{split}/x.png and classes.txt"
+_LONGEST_LINE = 400  # characters
 _CLASS_LINE = re.compile(r"(\d+)\s+(\S.*?)(?:\s+(\d+)\s*,\s*(\d+)\s*,\s*(\d+))?")
 
 
@@ -157,9 +158,10 @@ def _parse_classes(path: Path) -> tuple[dict[int, str], dict[int, tuple[int, int
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        match = _CLASS_LINE.fullmatch(line.strip())
+        # The pattern would search a very long line for very long.
+        match = _CLASS_LINE.fullmatch(line.strip()) if len(line) <= _LONGEST_LINE else None
         problem = None
-        if not match:
+        if not match or not is_name(match[2]):
             problem = "is not 'index<TAB>name' or 'index<TAB>name<TAB>r,g,b'"
         elif max(int(n) for n in match.group(1, 3, 4, 5) if n) > 255:
             problem = "has a number above 255"

@@ -37,6 +37,15 @@ class Recipe:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
+    def sample(self, sample: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """`train_sample` by this recipe."""
+        return train_sample(sample, self, rng)
+
+    def batch(self, batch: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Nothing is done to examples together."""
+        del rng
+        return batch
+
 
 def train_sample(
     sample: dict[str, np.ndarray | str], recipe: Recipe, rng: np.random.Generator

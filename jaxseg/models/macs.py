@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from jaxseg import flops
 from jaxseg.models.atm import AtmSpec
+from jaxseg.models.classifier import ClassSpec
 from jaxseg.models.efficientnet import efficientnet_macs
 from jaxseg.models.mask_transformer import MaskSpec, mask_transformer_macs
 from jaxseg.models.policy import CELL, HIDDEN, PATCH, TRUNKS, OracleSpec, PolicySpec
@@ -61,7 +62,7 @@ def _macs(spec: SegmenterSpec, size: tuple[int, int], alive: Sequence[float]) ->
         for head, slots in zip(spec.heads, alive, strict=True)
     )
     policy = policy_macs(spec.merge.policy, size) if spec.merge else flops.Macs({})
-    return flops.ModelMacs(backbone, heads, flops.resizes(spec.classes, size), policy)
+    return flops.ModelMacs(backbone, heads, _resizes(spec, size), policy)
 
 
 def policy_macs(policy: PolicySpec | OracleSpec, size: tuple[int, int]) -> flops.Macs:
@@ -101,7 +102,14 @@ def _sparse_macs(
         decisions = spec.method.macs(vit.width, patches, [float(count) for count in alive])
         backbone += flops.Macs({"choices": decisions})
     of_heads = tuple(_head(head, vit.width, patches, size) for head in heads)
-    return flops.ModelMacs(backbone, of_heads, flops.resizes(spec.classes, size))
+    return flops.ModelMacs(backbone, of_heads, _resizes(spec, size))
+
+
+def _resizes(spec: SegmenterSpec, size: tuple[int, int]) -> flops.Macs:
+    """A classifier answers for the image, not for its pixels."""
+    if isinstance(spec.heads[-1].sizes, ClassSpec):
+        return flops.Macs({})
+    return flops.resizes(spec.classes, size)
 
 
 def _patches(spec: SegmenterSpec, size: tuple[int, int]) -> int:
@@ -111,6 +119,8 @@ def _patches(spec: SegmenterSpec, size: tuple[int, int]) -> int:
 
 def _head(head: HeadSpec, token_width: int, tokens: int, size: tuple[int, int]) -> flops.Macs:
     sizes = head.sizes
+    if isinstance(sizes, ClassSpec):
+        return flops.Macs({"classifier": token_width * sizes.classes})
     if isinstance(sizes, MaskSpec):
         return mask_transformer_macs(tokens, token_width, sizes.width, sizes.classes, sizes.layers)
     if not isinstance(sizes, AtmSpec):

@@ -12,6 +12,7 @@ from jaxseg.execute import Masked, Packing, leave
 from jaxseg.fates import Grades, Plan
 from jaxseg.losses import Term
 from jaxseg.models.atm import AtmSpec
+from jaxseg.models.classifier import ClassHead, ClassSpec
 from jaxseg.models.heads import AtmHead, CascadeHead, ConvHead, ConvSpec, Head, Logits
 from jaxseg.models.layers import subkeys
 from jaxseg.models.mask_transformer import MaskSpec, MaskTransformerHead
@@ -31,7 +32,7 @@ class HeadSpec:
     """
 
     taps: tuple[int, ...]
-    sizes: AtmSpec | ConvSpec | MaskSpec
+    sizes: AtmSpec | ConvSpec | MaskSpec | ClassSpec
     decide: Decide | None = None
 
 
@@ -258,6 +259,8 @@ def _make_head(width: int, head: HeadSpec, batch_axis: str | None) -> Head:
         return ConvHead(width, head.sizes, batch_axis)
     if isinstance(head.sizes, MaskSpec):
         return MaskTransformerHead(width, head.sizes)
+    if isinstance(head.sizes, ClassSpec):
+        return ClassHead(width, head.sizes)
     if len(head.taps) > 1:
         return CascadeHead(width, head.sizes, len(head.taps))
     return AtmHead(width, head.sizes)

@@ -1,7 +1,8 @@
 """A segmenter whose blocks work on chosen tokens: SViT, DynamicViT, EViT, Evo-ViT, ATS.
 
 Their one fate is Bypass (`jaxseg.bypass`). A stage runs from one cut to the next; a cut may lie
-between the two halves of a block. Heads read the map, so they see every patch.
+between the two halves of a block. Heads read the map, so they see every patch; that of a classifier
+sees the class token beside them.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from jaxseg.bypass import Choice, Cut, Journey, Look, in_rows, read, rejoin, spread
 from jaxseg.execute import Masked, Packing
 from jaxseg.losses import Term, feature_distillation, score_distillation
+from jaxseg.models.classifier import ClassHead
 from jaxseg.models.gates import Chooser, fingerprint
 from jaxseg.models.heads import AtmHead, CascadeHead
 from jaxseg.models.layers import subkeys
@@ -107,8 +109,8 @@ class SparseSpec(SegmenterSpec):
 
         def teacher(images):
             prefix, grid = int(self.vit.class_token), frozen.vit.grid(*images.shape[1:3])
-            maps = [each[:, prefix:] for each in frozen.vit(images, head.taps).values()]
-            return _of_maps(frozen.heads[0], maps, grid), maps[-1]
+            rows = list(frozen.vit(images, head.taps).values())
+            return _of_rows(frozen.heads[0], rows, grid, prefix), rows[-1][:, prefix:]
 
         model.teacher = teacher
 
@@ -271,8 +273,7 @@ class SparseSegmenter(Segmenter):
 
     def _head(self, i: int, carry: Journey, taps, key):
         """Logits of head ``i`` on the grid, from maps of all patches."""
-        patches = slice(self.spec.prefix, self.spec.prefix + carry.grid[0] * carry.grid[1])
-        return _of_maps(self.heads[i], [tap[:, patches] for tap in taps], carry.grid, key)
+        return _of_rows(self.heads[i], taps, carry.grid, self.spec.prefix, key)
 
     def _distilled(self, logits, carry: Journey, theirs, features) -> dict[str, Term]:
         weight, prefix = self.spec.method.distil, self.spec.prefix
@@ -298,11 +299,15 @@ def class_shares(head, logits) -> Float[Array, "B r c K"]:
     return jax.nn.softmax(logits.mask.astype(jnp.float32))
 
 
-def _of_maps(head, maps: list[Float[Array, "B N D"]], grid: tuple[int, int], key=None):
-    """Logits of a head on the grid."""
+def _of_rows(
+    head, rows: Sequence[Float[Array, "B C D"]], grid: tuple[int, int], prefix: int, key=None
+):
+    """Logits of a head on the grid, from ``prefix`` class tokens, patches and what is fused."""
+    first = 0 if isinstance(head, ClassHead) else prefix
+    seen = [each[:, first : prefix + grid[0] * grid[1]] for each in rows]
     if not head.per_token:
-        maps = [each.reshape(len(each), *grid, -1) for each in maps]
-    return _on_grid(head(tuple(maps), Rows(None, 0), key=key), grid)
+        seen = [each.reshape(len(each), *grid, -1) for each in seen]
+    return _on_grid(head(tuple(seen), Rows(None, prefix - first), key=key), grid)
 
 
 def _on_grid(logits, grid: tuple[int, int]):

@@ -1,13 +1,13 @@
 """What is trained and evaluated: a module per value of ``config.task``.
 
-Each offers ``spec(config, classes)``, ``start(config, spec, params, stats)``, ``validator(config,
-network, bfloat16)`` and ``evaluate(config, stored, source, out)``.
+Each offers ``spec(config, classes)``, ``recipe(config, classes)``, ``start(config, spec, params,
+stats)``, ``validator(config, network, bfloat16)`` and ``evaluate(config, stored, source, out)``.
 """
 
 from jaxseg.errors import UserError
-from jaxseg.tasks import policy, segment
+from jaxseg.tasks import classify, policy, segment
 
-TASKS = {"segment": segment, "policy": policy}
+TASKS = {"segment": segment, "policy": policy, "classify": classify}
 
 
 def of(config):

@@ -9,6 +9,7 @@ from jaxseg.convert.efficientnet import policy_rules, timm_trunk_rules
 from jaxseg.convert.files import read_arrays
 from jaxseg.convert.rules import convert
 from jaxseg.data.classes import Source
+from jaxseg.data.transforms import Recipe
 from jaxseg.model_dir import StoredModel
 from jaxseg.models.network import network, shapes
 from jaxseg.models.policy import PATCH, PolicySpec
@@ -18,6 +19,12 @@ from jaxseg.weights import check_same, write_atomically
 
 def spec(config, classes: int) -> PolicySpec:
     return build.policy_spec(config, classes)
+
+
+def recipe(config, classes: int) -> Recipe:
+    """The training transforms."""
+    del classes
+    return build.recipe(config)
 
 
 def start(config, spec: PolicySpec, params: Mapping, stats: Mapping):

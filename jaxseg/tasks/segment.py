@@ -8,20 +8,29 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from jaxseg import build, exits, merge_pictures, metrics, oracle, report, viz
+from jaxseg import build, exits, merge_pictures, metrics, oracle, report, usage_page, viz
 from jaxseg.convert.start import start_from
 from jaxseg.data.classes import Source
+from jaxseg.data.transforms import Recipe
 from jaxseg.evaluation import evaluate as run
 from jaxseg.inference import Predictor
 from jaxseg.model_dir import StoredModel, arrays_for, policy_arrays
 from jaxseg.models.macs import dense_macs
 from jaxseg.models.network import network
 from jaxseg.models.segmenter import SegmenterSpec
+from jaxseg.models.sparse import SparseSpec
+from jaxseg.usage_view import UsageView
 from jaxseg.weights import write_atomically
 
 
 def spec(config, classes: int) -> SegmenterSpec:
     return build.segmenter_spec(config, classes)
+
+
+def recipe(config, classes: int) -> Recipe:
+    """The training transforms."""
+    del classes
+    return build.recipe(config)
 
 
 def start(config, spec: SegmenterSpec, params: Mapping, stats: Mapping):
@@ -124,6 +133,9 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
         # Windows share one program, whole images of many sizes do not.
         samples = result.samples if how.mode == "whole" else result.samples[:3]
         exits.write_pictures(out / "exits", view, arrays, samples, result, classes)
+    if isinstance(spec, SparseSpec):
+        view = UsageView(network(spec), how)
+        usage_page.write(out / "usage", title, view, arrays, source, result.samples)
     print(f"wrote {out}/results.json, confusion.png, report.html")
     return results
 

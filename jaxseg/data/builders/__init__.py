@@ -1,28 +1,29 @@
-"""ADE20K, Pascal-Context and COCO-Stuff-10K, prepared once and read through tensorflow-datasets.
+"""ADE20K, Pascal-Context, COCO-Stuff-10K and ImageNet, prepared once and read through
+tensorflow-datasets.
 
 TensorFlow itself is neither needed nor imported. docs/datasets.md says where to get the archives.
 """
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxseg.data.builders import examples
 from jaxseg.data.builders.ade20k import Ade20k
 from jaxseg.data.builders.archive import open_archive
 from jaxseg.data.builders.builder import SegmentationBuilder
 from jaxseg.data.builders.coco_stuff10k import CocoStuff10k
+from jaxseg.data.builders.imagenet2012 import Imagenet2012
 from jaxseg.data.builders.pascal_context import PascalContext
 from jaxseg.data.classes import Classes
 from jaxseg.errors import UserError
 
-BUILDERS: dict[str, type[SegmentationBuilder]] = {
-    builder.name: builder for builder in (Ade20k, PascalContext, CocoStuff10k)
+BUILDERS: dict[str, type[SegmentationBuilder | Imagenet2012]] = {
+    builder.name: builder for builder in (Ade20k, PascalContext, CocoStuff10k, Imagenet2012)
 }
 
 
@@ -32,18 +33,14 @@ class Prepared:
 
     classes: Classes
     records: Sequence[dict]
+    example: Callable[[dict], dict]  # of a record, as the builder stores it
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
         # The reader itself knows no negative index and raises ValueError past the end.
-        record = self.records[range(len(self))[index]]
-        return {
-            "image": examples.decode(record["image"], "RGB"),
-            "label": examples.decode(record["label"], "L"),
-            "name": record["name"].decode(),
-        }
+        return self.example(self.records[range(len(self))[index]])
 
 
 def prepare(name: str, archives: str | Path, root: str | Path) -> Path:
@@ -84,17 +81,23 @@ def source(name: str, root: str | Path, split: str) -> Prepared:
             f"{folder}: {name} is not prepared there: run python -m jaxseg.tools.prepare_data "
             f"--name={name} --archives=DIR --root={root}"
         )
-    skip = tfds.decode.SkipDecoding()
+    kind = BUILDERS[name]
+    decoders = dict.fromkeys(kind.ENCODED, tfds.decode.SkipDecoding())
     builder = tfds.builder_from_directory(folder)
     try:
-        records = builder.as_data_source(split=split, decoders={"image": skip, "label": skip})
+        records = builder.as_data_source(split=split, decoders=decoders)
     except (ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"data split '{split}' of {name} is not understood ({reason}): "
             f"it has {', '.join(builder.info.splits)}; slices look like train[:10%]"
         ) from None
-    return Prepared(BUILDERS[name].CLASSES, records)
+    except NotImplementedError:
+        raise UserError(
+            f"{folder}: stored in a format without random access: prepare it again with "
+            f"file_format=array_record, or with python -m jaxseg.tools.prepare_data"
+        ) from None
+    return Prepared(kind.CLASSES, records, kind.example)
 
 
 def _folder(name: str, root: str | Path) -> Path:

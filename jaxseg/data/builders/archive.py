@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxseg.errors import UserError
 
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
 _AGAIN = "download it again and compare its size"
 
 
@@ -30,7 +30,7 @@ class Archive:
         """
         try:
             return self.read_member(member)
-        except (*_BROKEN, NotImplementedError) as error:
+        except (*BROKEN, NotImplementedError) as error:
             raise UserError(
                 f"{self.path}: cannot read {member} ({_one_line(error)}): {_AGAIN}"
             ) from None
@@ -78,7 +78,7 @@ def open_archive(folder: str | Path, names: tuple[str, ...]) -> Iterator[Archive
     with contextlib.ExitStack() as stack:
         try:
             archive = _open(path, stack)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise UserError(
                 f"{path}: not a readable zip, uncompressed tar or folder ({_one_line(error)}): "
                 f"{_AGAIN}"

@@ -18,7 +18,7 @@ from jaxseg.progress import Progress
 Pairs = dict[str, tuple[str, str]]
 
 
-class _LocalInfo(tfds.core.DatasetInfo):
+class LocalInfo(tfds.core.DatasetInfo):
     """Asks no server what it knows of the data set, which also leaves a temporary folder."""
 
     def initialize_from_bucket(self) -> None:
@@ -40,6 +40,16 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
     LABEL_IDS: ClassVar[Sequence[int]]  # the archive's number of each train id; 0 is ignored
     ARCHIVES: ClassVar[tuple[str, ...]]  # file names without suffix, the usual one first
     COUNTS: ClassVar[dict[str, int]]  # examples that each split must have
+    ENCODED: ClassVar = ("image", "label")  # features that are stored as the bytes of a file
+
+    @staticmethod
+    def example(record: dict) -> dict:
+        """What a source gives, from a stored record."""
+        return {
+            "image": examples.decode(record["image"], "RGB"),
+            "label": examples.decode(record["label"], "L"),
+            "name": record["name"].decode(),
+        }
 
     @abc.abstractmethod
     def pairs(self, archive: Archive, split: str) -> Pairs:
@@ -52,7 +62,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
         label = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
-        return _LocalInfo(
+        return LocalInfo(
             builder=self,
             description=f"{self.name}: train ids 0..{len(self.CLASSES) - 1}, 255 = ignore.",
             features=tfds.features.FeaturesDict(
