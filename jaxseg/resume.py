@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 
 from jaxseg.data.classes import Source
+from jaxseg.data.classification import ClassFolder
 from jaxseg.data.folder import Folder
 from jaxseg.errors import UserError
 
@@ -51,9 +52,13 @@ def data_record(train: Source, val: Source) -> dict:
 
 def _split_record(source: Source) -> dict:
     record = {"images": len(source)}
+    names = None
     if isinstance(source, Folder):
-        names = json.dumps([name for name, *_ in source.files])
-        record["sha256_of_names"] = hashlib.sha256(names.encode()).hexdigest()
+        names = [name for name, *_ in source.files]
+    elif isinstance(source, ClassFolder):
+        names = source.files
+    if names is not None:
+        record["sha256_of_names"] = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     return record
 
 

@@ -10,7 +10,7 @@ import json
 
 from absl import flags
 
-from jaxseg import build, cli
+from jaxseg import build, cli, tasks
 from jaxseg.models.macs import dense_macs
 
 FLAGS = flags.FLAGS
@@ -19,7 +19,7 @@ FLAGS = flags.FLAGS
 def main(_) -> None:
     config = FLAGS.config
     classes = FLAGS.classes or build.class_count(config)
-    spec = build.segmenter_spec(config, classes)
+    spec = tasks.of(config).spec(config, classes)
     size = tuple(config.data.crop)
     macs = dense_macs(spec, size)
     print(f"input {size[1]} x {size[0]} pixels, {classes} classes; GMACs")
