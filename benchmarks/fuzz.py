@@ -7,7 +7,7 @@ that orbax writes into checkpoints. Each reader runs in a process of its
 own, which is replaced when it dies. Per reader: inputs, accepted ones, those refused with a
 `UserError` of one printable line, all else (must be 0), CPU seconds of the slowest input and the
 largest growth of memory in MiB. All else is: another exception, death, more than 2 s of CPU time,
-more than 1 GiB, a message that is longer or holds control characters, and control characters in
+more than 2.5 GiB, a message that is longer or holds control characters, and control characters in
 what is accepted and printed. Such inputs are kept in --keep, a folder each. The last line is JSON;
 exit code 1 unless all is well.
 """
@@ -36,7 +36,7 @@ from jaxseg.errors import UserError
 READERS = FILES | FOLDERS
 LONGEST = 2000  # characters of a message
 SLOWEST = 2.0  # seconds of CPU time
-LARGEST = 1024  # MiB
+LARGEST = 2560  # MiB: a picture of as many pixels as Pillow allows takes 2400
 DEADLINE = 120.0  # seconds until a process that says nothing counts as hanging
 
 

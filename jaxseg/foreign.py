@@ -9,11 +9,13 @@ from jaxseg.config import ConfigDict, defaults
 from jaxseg.convert import sizes
 from jaxseg.convert.backbone import prepared
 from jaxseg.convert.classifier import beside_vit, kernel_shape
+from jaxseg.convert.efficientnet import policy_rules
 from jaxseg.convert.kinds import Kind, State, kind_of
 from jaxseg.convert.rules import Arrays, Rule, convert
 from jaxseg.data.classes import Classes
 from jaxseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from jaxseg.errors import UserError
+from jaxseg.model_dir import POLICY
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.network import shapes
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
@@ -107,6 +109,7 @@ def _with_heads(
             for i, start in enumerate(starts)
             for rule in kind.head.rules(start, f"heads.{i}.", head.levels)
         ),
+        *(policy_rules(re.escape(kind.policy), POLICY) if kind.policy else ()),
     )
     wanted = {n: s.shape for part in shapes(spec) for n, s in part.items()}
     arrays = convert(ready, rules, wanted, origin)
@@ -162,7 +165,10 @@ def _published(kind: Kind, told: _Told, depth: int, origin: str) -> ConfigDict:
             f"{told.taps} taps is no published model; say how it is built and run: "
             f"--config=configs/NAME.py"
         )
-    return _config(recipe, told.fields | {"taps": taps})
+    config = _config(recipe, told.fields | {"taps": taps})
+    if kind.policy:
+        config.method.merge = "cts"
+    return config
 
 
 def _config(recipe: Published, fields: dict[str, object]) -> ConfigDict:
@@ -190,6 +196,8 @@ def _check_fits(kind: Kind, config: ConfigDict, told: _Told, origin: str) -> Non
         for name in ("variant", "patch", "final_norm", "head", *kind.fixed)
         if config.model[name] != told.fields[name]
     ]
+    if (config.method.merge == "cts") != bool(kind.policy):
+        differ.append(f"config.method.merge={config.method.merge!r}")
     if len(config.model.taps) != told.taps:
         differ.append(f"config.model.taps={tuple(config.model.taps)} instead of {told.taps} taps")
     if differ:

@@ -47,6 +47,8 @@ RECIPES = (
     Published("segmenter", ("L",), 150, 640, (2560, 640), 608),
     Published("segmenter", ("Ti", "S", "B", "L"), 60, 480, (4160, 520), 320),
     Published("segmenter", ("Ti", "S", "B", "L"), 19, 768, (2048, 1024), 512),
+    # CTS on it; 103 windows shared, config.method.windows
+    Published("cts", ("Ti", "S", "B", "L"), 150, 512, (2048, 512), 512),
     # mmsegmentation's port of it
     Published("mmseg_segmenter", ("Ti", "S", "B"), 150, 512, (2048, 512), 480),
     Published("mmseg_segmenter", ("L",), 150, 640, (2048, 640), 608),

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from jaxseg.models.efficientnet import LITE0
+
 RNG = np.random.default_rng(0)
 
 
@@ -148,3 +150,35 @@ def mmseg_mask_transformer(width, classes, layers=2):
     }
     layer = mmseg_vit(width, layers, 1, prefix=head)
     return state | {n: v for n, v in layer.items() if n.startswith(head + "layers.")}
+
+
+def torch_shapes(stages, prefix=""):
+    """Names and shapes of timm's trunk with ``stages``, in its order."""
+    found = {}
+
+    def add(conv, norm, out, inner, size):
+        found[f"{prefix}{conv}.weight"] = (out, inner, size, size)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            found[f"{prefix}{norm}.{part}"] = (out,)
+        found[f"{prefix}{norm}.num_batches_tracked"] = ()
+
+    width = 32
+    add("conv_stem", "bn1", width, 3, 3)
+    for s, stage in enumerate(stages):
+        for i in range(stage.blocks):
+            name, hidden = f"blocks.{s}.{i}.", width * stage.expand
+            convs = [("conv_dw", hidden, 1, stage.size), ("conv_pwl", stage.width, hidden, 1)]
+            if stage.expand > 1:
+                convs.insert(0, ("conv_pw", hidden, width, 1))
+            else:
+                convs[-1] = ("conv_pw", *convs[-1][1:])
+            for number, (conv, *sizes) in enumerate(convs, 1):
+                add(name + conv, f"{name}bn{number}", *sizes)
+            width = stage.width
+    return found
+
+
+def policy_shapes():
+    """Of CTS's policy network."""
+    head = {"head.weight": (2, 320, 1, 1), "head.bias": (2,)}
+    return torch_shapes(LITE0, "backbone.") | head

@@ -10,6 +10,7 @@ from conftest import quick_compiles
 from fixture_parts import bind, module_shapes
 from fixture_policy import efficientnet
 from flax import nnx
+from foreign_states import policy_shapes, torch_shapes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from verify_fixture import Check, load, tolerances
@@ -95,37 +96,6 @@ class Reference:
                     y = self.step(name + "conv_pwl", name + "bn3", y, linear=True)
                 x = x + y if stride == 1 and x.shape == y.shape else y
         return x
-
-
-def torch_shapes(stages, prefix=""):
-    """Names and shapes of timm's trunk with ``stages``, in its order."""
-    found = {}
-
-    def add(conv, norm, out, inner, size):
-        found[f"{prefix}{conv}.weight"] = (out, inner, size, size)
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            found[f"{prefix}{norm}.{part}"] = (out,)
-        found[f"{prefix}{norm}.num_batches_tracked"] = ()
-
-    width = 32
-    add("conv_stem", "bn1", width, 3, 3)
-    for s, stage in enumerate(stages):
-        for i in range(stage.blocks):
-            name, hidden = f"blocks.{s}.{i}.", width * stage.expand
-            convs = [("conv_dw", hidden, 1, stage.size), ("conv_pwl", stage.width, hidden, 1)]
-            if stage.expand > 1:
-                convs.insert(0, ("conv_pw", hidden, width, 1))
-            else:
-                convs[-1] = ("conv_pw", *convs[-1][1:])
-            for number, (conv, *sizes) in enumerate(convs, 1):
-                add(name + conv, f"{name}bn{number}", *sizes)
-            width = stage.width
-    return found
-
-
-def policy_shapes():
-    head = {"head.weight": (2, 320, 1, 1), "head.bias": (2,)}
-    return torch_shapes(LITE0, "backbone.") | head
 
 
 def filled(shapes, seed=0):

@@ -11,6 +11,7 @@ from foreign_states import (
     mmseg_mask_transformer,
     mmseg_vit,
     normal,
+    policy_shapes,
     setr,
     timm_vit,
 )
@@ -74,6 +75,11 @@ def segmenter(variant="Ti", classes=150, crop=512):
     return state | mask_transformer(width, classes)
 
 
+def cts():
+    """Segmenter and the policy network beside it."""
+    return segmenter() | {f"policy_net.{n}": normal(*s) for n, s in policy_shapes().items()}
+
+
 def mmseg_segmenter(variant="Ti", classes=150, crop=512):
     state = vit(variant, crop, final_norm=True)
     return state | mmseg_mask_transformer(WIDTHS[variant], classes)
@@ -110,6 +116,7 @@ PUBLISHED = {  # state: and the configuration of this repository that is its rec
     "setr pup L 19": (lambda: setr_pup(19, 768), None),
     "setr pup, two convolutions": (lambda: setr_pup(aux_convs=2), None),
     "segmenter": (lambda: segmenter(), None),
+    "cts": (lambda: cts(), None),
     "mmseg_segmenter": (lambda: mmseg_segmenter(), None),
 }
 
@@ -222,6 +229,24 @@ def test_segmenter_has_another_epsilon():
     assert model_of(mmseg_segmenter(), None, "x.pth").config.model.norm_epsilon == 1e-6
 
 
+def test_cts_brings_its_policy():
+    state = cts()
+    model = model_of(state, None, "x.pth")
+    assert (model.config.method.merge, model.config.method.windows) == ("cts", 103)
+    np.testing.assert_array_equal(
+        model.arrays["policy.head.kernel"], state["policy_net.head.weight"][:, :, 0, 0].T
+    )
+    assert {name.rsplit(".", 1)[-1] for name, _ in model.ignored if "policy" in name} == {
+        "num_batches_tracked"
+    }
+    refused(lambda: model_of(state, segmenter_config(), "x"), "config.method.merge='none'")
+    refused(lambda: model_of(segmenter(), model.config, "x"), "config.method.merge='cts'")
+
+
+def segmenter_config():
+    return model_of(segmenter(), None, "x.pth").config
+
+
 def test_class_names():
     for count in (150, 171, 59, 60, 19, 7):
         classes = published.classes_of(count)
@@ -302,7 +327,7 @@ def test_what_nobody_published_needs_a_configuration():
         (lambda: vit("B", 512) | {"neck.x": normal(1)}, ["SETR-MLA", "neck.x"]),
         (lambda: segvit() | {"decode_head.atm.q.weight": normal(1)}, ["Shrunk"]),
         (lambda: segmenter() | {"encoder.dist_token": normal(1)}, ["distilled DeiT"]),
-        (lambda: segmenter() | {"policy_net.x": normal(1)}, ["CTS"]),
+        (lambda: segmenter() | {"policy_net.x": normal(1)}, ["not understood (policy_net.x)"]),
         (
             lambda: vit("L", 512) | setr("decode_head.", 32, 16, 150, 4, 5),
             ["5x5 convolution", "neither mmsegmentation's SETR-Naive nor"],

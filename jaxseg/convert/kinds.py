@@ -35,6 +35,8 @@ SETR_PUP = Golden("F4_heads", "setr_pup", 1.6e-6, 2e-5)
 MMSEG_DECODER = Golden("F4_heads", "segmenter_mask", 8.9e-6, 8e-5)
 TIMM_VIT = Golden("F5_timm_vit", "", 7.0e-6, 9e-5)
 SVIT_BLOCKS = Golden("F6_svit_block", "full", 1.9e-6, 4e-5)
+CTS = Golden("F7_cts_sharing", "wide/share", 3.2e-6, 5e-5)
+LITE0 = Golden("F9_efficientnet_lite0", "efficientnet_lite0", 9.3e-5, 8e-4)
 CTS_DENSE = Golden("F7_cts_sharing", "square/noshare", 5.3e-6, 6e-5)
 
 
@@ -55,8 +57,9 @@ class Kind:
     """A kind of checkpoint; ``head`` None is a ViT alone.
 
     ``prefix`` starts the names of the ViT. ``fields``: of config.model, as the published models
-    have them; ``fixed`` are those that no model of the kind can have otherwise. ``note`` goes
-    below the parity in the card.
+    have them; ``fixed`` are those that no model of the kind can have otherwise. ``policy``
+    starts the names of CTS's policy network, where there is one. ``note`` goes below the parity in
+    the card.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Kind:
     head: Head | None = None
     fields: tuple[tuple[str, object], ...] = ()
     fixed: tuple[str, ...] = ()
+    policy: str = ""
     note: str = ""
 
 
@@ -159,6 +163,17 @@ KINDS = (
         fixed=("head_kernel",),
     ),
     Kind(
+        name="cts",
+        title="CTS's Segmenter",
+        layout=TIMM,
+        golden=(CTS, LITE0),
+        prefix="encoder.",
+        head=MASK,
+        fields=(("class_token", True), ("norm_epsilon", 1e-5)),
+        fixed=("class_token", "norm_epsilon"),
+        policy="policy_net.",
+    ),
+    Kind(
         name="segmenter",
         title="Segmenter",
         layout=TIMM,
@@ -197,7 +212,6 @@ REFUSED = (  # patterns of names, and why such a checkpoint cannot be converted
     (r"decode_head\.atm\..*", "SegViT's Shrunk head has no counterpart here"),
     (r"encoder\.dist_token", "Segmenter's distilled DeiT uses a token that no ViT here has"),
     (r"decoder\.head\.weight", "Segmenter's linear decoder has no configuration here"),
-    (r"policy_net\..*", "CTS's policy network is not converted"),
 )
 
 
@@ -208,7 +222,10 @@ def kind_of(source: State, origin: str) -> Kind:
         if name:
             raise UserError(f"{origin}: cannot be converted: {why} ({name})")
     for kind in KINDS:
-        if {kind.prefix + kind.layout.sign, kind.head.prefix + kind.head.sign} <= source.keys():
+        signs = {kind.prefix + kind.layout.sign, kind.head.prefix + kind.head.sign}
+        if kind.policy:
+            signs.add(kind.policy + "head.weight")
+        if signs <= source.keys():
             return kind if kind.head is not CONV else _by_kernel(source, origin)
     layout = layout_of(source)
     if layout is None:
