@@ -74,51 +74,39 @@ def npy_header(content: bytes, draw: random.Random) -> bytes:
 
 
 def opcodes(content: bytes, draw: random.Random) -> bytes:
-    """Opcodes of the first pickle taken out, doubled, swapped or replaced."""
-    places = [place for _, _, place in pickletools.genops(content)]
-    end = places[-1] + 1
-    ops = [content[a:b] for a, b in zip(places, [*places[1:], end], strict=True)]
-    strange = (
-        b"0",
-        b"2",
-        b"(",
-        b"1",
-        b".",
-        b"N",
-        b"]",
-        b"}",
-        b")",
-        b"R",
-        b"b",
-        b"Q",
-        b"s",
-        b"u",
-        b"e",
-    )
-    strange += (
-        b"\x85",
-        b"\x86",
-        b"\x93",
-        b"\x81",
-        b"\x94",
-        b"h\0",
-        b"j\xff\xff\xff\xff",
-        b"J\0\0\0\x80",
-    )
-    strange += (
+    """Opcodes of a pickle taken out, doubled, swapped or replaced; what follows it stays."""
+    ops, rest = _opcodes(content)
+    strange = [bytes([code]) for code in b"02(1.N]})RbQsue\x85\x86\x88\x93\x81\x94"]
+    strange += [b"h\0", b"j\xff\xff\xff\xff", b"J\0\0\0\x80", b"X\xff\xff\xff\x7f"]
+    strange += [
         b"cos\nsystem\n",
         b"c\x1b[31m\nx\n",
         b"\x8a\xff" + b"\x7f" * 255,
         b"G" + b"\x7f" * 8,
-    )
-    strange += (b"X\xff\xff\xff\x7f", b"(" * 5000 + b"t" * 5000, b"]" * 3000 + b"a" * 2999, b"\x88")
+    ]
+    strange += [b"(" * 5000 + b"t" * 5000, b"]" * 3000 + b"a" * 2999]
     for _ in range(draw.choice((1, 1, 2, 4))):
         a, b = draw.randrange(len(ops)), draw.randrange(len(ops))
-        new = draw.choice(([], [ops[a]] * 2, [ops[b]], [draw.choice(strange)]))
-        ops[a : a + 1] = new
+        ops[a : a + 1] = draw.choice(([], [ops[a]] * 2, [ops[b]], [draw.choice(strange)]))
         if not ops:
             break
-    return b"".join(ops) + content[end:]
+    return b"".join(ops) + rest
+
+
+def _opcodes(content: bytes) -> tuple[list[bytes], bytes]:
+    """The opcodes of the pickle that begins here, and what follows it."""
+    places = [place for _, _, place in pickletools.genops(content)]
+    end = places[-1] + 1
+    return [content[a:b] for a, b in zip(places, [*places[1:], end], strict=True)], content[end:]
+
+
+def chained(content: bytes, draw: random.Random) -> bytes:
+    """`opcodes` of one in the chain of five pickles with which an older PyTorch file begins."""
+    before = b""
+    for _ in range(draw.choice((0, 1, 2, 3, 3, 3, 3, 4))):  # the fourth holds the state
+        ops, content = _opcodes(content)
+        before += b"".join(ops)
+    return before + opcodes(content, draw)
 
 
 def png_chunk(content: bytes, draw: random.Random) -> bytes:

@@ -64,7 +64,7 @@ def _torch(kind: str) -> Reader:
     tree = {"epoch": 3, "state_dict": {name: saved(array) for name, array in ARRAYS.items()}}
     with tempfile.TemporaryDirectory() as where:
         content = saved.write(kind, pathlib.Path(where, "a.pth"), tree).read_bytes()
-    structured = formats.zip_member(_opcodes) if kind == "zip" else formats.opcodes
+    structured = formats.zip_member(_opcodes) if kind == "zip" else formats.chained
     return Reader((_one("a.pth", content, structured),), _read_arrays)
 
 

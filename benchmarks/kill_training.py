@@ -10,7 +10,6 @@ these last three are 0. Training processes are forked from one that has imported
 """
 
 import argparse
-import contextlib
 import importlib
 import os
 import pathlib
@@ -38,7 +37,6 @@ def start(workdir: pathlib.Path, steps: int, workers: int) -> int:
     if child:
         return child
     code = 1
-    os.setpgid(0, 0)
     try:
         workdir.mkdir(exist_ok=True)
         with open(workdir / "output.txt", "a") as output:
@@ -79,8 +77,6 @@ def history(workdir: pathlib.Path, steps: int, span: float, draw: random.Random)
         if status is None:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            with contextlib.suppress(ProcessLookupError):  # its data workers outlive it
-                os.killpg(child, signal.SIGKILL)
             kills += 1
             saving += any(workdir.glob("checkpoints/.saving_*"))
         elif status == 0:

@@ -67,7 +67,9 @@ def main(_) -> None:
                         whole.append(time.perf_counter() - begin)
     alone, beside, blocking, whole = map(statistics.median, (alone, beside, blocking, whole))
     interval = alone * plan.checkpoint_every
-    print(f"state: {size / 1e6:.1f} MB; step: {alone:.2f} s, with a save beside it {beside:.2f} s")
+    moved = sum(params[name].nbytes for name in trained)
+    print(f"gradients: {moved / 1e6:.1f} MB; state: {size / 1e6:.1f} MB")
+    print(f"step: {alone:.2f} s, with a save beside it {beside:.2f} s")
     print(f"save: the loop waits {1e3 * blocking:.0f} ms; until it is on the disk {whole:.2f} s")
     print(
         f"share at train.checkpoint_every={plan.checkpoint_every}: {blocking / interval:.4%}, "

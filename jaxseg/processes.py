@@ -72,6 +72,8 @@ def joined(coordinator: str | None, count: int | None, index: int | None) -> Ite
     except Stopped:
         bond.release()
         raise
+    except KeyboardInterrupt:
+        bond.fail("interrupted")
     except BaseException as error:
         known = isinstance(error, UserError)
         if not known or os.environ.get("JAXSEG_TRACEBACK"):

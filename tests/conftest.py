@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +21,10 @@ if _COMPILED not in os.environ:
     os.environ[_COMPILED] = _folder.name
 jax.config.update("jax_compilation_cache_dir", os.environ[_COMPILED])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+# A shell that runs the suite in the background has it ignore Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,13 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 CLASSES = {"camvid": 11, "msrc": 21, "own_data": 5, "imagenet": 1000}
 
 
+@pytest.fixture(autouse=True)
+def _forget_programs_of_a_configuration():
+    """They would fill gigabytes; the same ones come back from disk."""
+    yield
+    jax.clear_caches()
+
+
 def config_of(name: str, arg: str = ""):
     return importlib.import_module(f"configs.{name}").get_config(arg)
 

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = {"results.json", "confusion.png", "report.html"}
 # One process imports everything and forks the others: importing takes longer than these runs.
 STARTER = """
-import importlib, json, os, runpy, signal, sys
+import importlib, json, os, runpy, sys, time
 import jax
 from jax._src import distributed
 import eval, train
@@ -41,6 +41,7 @@ def signalled_at(step, number):
     def wrapped(*args):
         if step == 0 or args[1] == step:
             os.kill(os.getpid(), number)
+            time.sleep(3)  # jax looks once a second whether SIGTERM has come
         return usual(*args)
     setattr(target, name, wrapped)
 

@@ -42,7 +42,7 @@ def test_it_is_free_again_however_the_run_ends(tmp_path, error):
         try:
             with run_lock(tmp_path):
                 if error is not None:
-                    raise error
+                    raise error("the run")
         except (KeyboardInterrupt, UserError) as raised:
             assert type(raised) is error  # not that of the lock
             assert "in use" not in str(raised)
