@@ -3,7 +3,7 @@
 Without it a second run would delete the save that the first is writing, and both would append to
 one log. ``flock`` is used because the kernel drops it at any death, a kill -9 too: no stale lock is
 ever to be removed by hand. It belongs to an open file, which is not inherited by programs that the
-process starts, so that data workers which outlive it do not hold it.
+process starts, so that a program it leaves behind does not hold it.
 
 On NFS, Linux turns flock into a lock on the server, which then holds between machines. A mount
 without locks (``nolock``) or a file system that has none either locks for this machine alone or

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxseg.data.images import read_image, to_eight_bits
+from jaxseg.data.images import read_image, read_label, to_eight_bits
 from jaxseg.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -194,6 +194,31 @@ def test_a_picture_cut_short_is_refused_not_filled_up(tmp_path):
     deep = deep_png(RNG.integers(0, 64, (64, 64, 3), dtype=np.uint16))
     (tmp_path / "x.png").write_bytes(deep[: len(deep) // 2])
     refused(tmp_path / "x.png", "cannot read this image")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_picture_that_claims_more_than_it_can_hold_is_refused(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(SMOOTH).save(path)
+    content = path.read_bytes()
+    if suffix == "png":
+        head = b"IHDR" + struct.pack(">II", 20, 3_000_000) + content[24:29]
+        content = content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:]
+    else:  # rows of pixels, not those of a strip
+        at = content.index(struct.pack("<HHI", 257, 4, 1)) + 8
+        content = content[:at] + struct.pack("<I", 3_000_000) + content[at + 4 :]
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        assert image.size == (20, 3_000_000)
+    refused(path, f"it claims 20 x 3000000 pixels in {len(content)} bytes")
+    with pytest.raises(UserError, match="it claims 20 x 3000000 pixels"):
+        read_label(path)
+
+
+def test_blank_pictures_are_no_lies(tmp_path):
+    for suffix, options in (("png", {}), ("tif", {"compression": "group4"}), ("gif", {})):
+        Image.new("1", (3000, 2000)).save(tmp_path / f"x.{suffix}", **options)
+        assert not read_image(tmp_path / f"x.{suffix}").any()
 
 
 def test_formats_that_other_programs_would_read_are_refused(tmp_path):

@@ -60,7 +60,7 @@ def test_kill_frees_it_although_a_child_lives_on(tmp_path):
         holder.kill()
         holder.wait()
     try:
-        os.kill(child, 0)  # lives, as data workers do
+        os.kill(child, 0)  # lives
         assert (tmp_path / LOCK).read_text().startswith(f"process {holder.pid} ")  # stale, harmless
         with run_lock(tmp_path):
             assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} ")

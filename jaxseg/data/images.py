@@ -1,6 +1,7 @@
 """Reading image and label files with Pillow, and refusing what would go silently wrong."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,12 @@ from jaxseg.errors import UserError
 
 # Some of Pillow's other formats are read by programs that it starts.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+# Pixels per byte of a file: a blank picture of one bit comes to 8,200 as a PNG and to 10,900 with
+# LZW. What claims far more has a header that lies, and Pillow would make all of it, black. Formats
+# (of TIFF: compressions) that are not named here have no such bound.
+_MOST_PIXELS = 30_000
+_BOUNDED = ("JPEG", "PNG", "BMP", "GIF", "PPM")
+_BOUNDED += ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg")
 # Pillow stretches 2- and 4-bit grey PNGs to 0..255; a label needs the stored numbers back.
 _GREY_STEP = {"L;2": 85, "L;4": 17}
 _OTHER_END = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -26,9 +33,11 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
     8 bits per channel become 8 as `to_eight_bits` says. Colour profiles are not applied.
 
     Raises UserError: the file is missing, broken, cut short, of none of `FORMATS`, holds numbers
-    that `to_eight_bits` refuses, or is beyond Pillow's size limit.
+    that `to_eight_bits` refuses, claims more pixels than it can hold, or is beyond Pillow's size
+    limit.
     """
     with _reading(path, "image"), Image.open(path, formats=FORMATS) as image:
+        _check_claim(path, image)
         deep = any(_raw_mode(tile) in _DEEP for tile in image.tile)
         ImageOps.exif_transpose(image, in_place=True)
         if deep:
@@ -92,6 +101,7 @@ def read_label(path: str | Path) -> np.ndarray:
     16-bit pixels.
     """
     with _reading(path, "label"), Image.open(path, formats=FORMATS) as image:
+        _check_claim(path, image)
         if image.format == "JPEG":
             raise UserError(
                 f"{path}: label is a JPEG, whose compression changes class numbers: "
@@ -125,6 +135,13 @@ def read_pair(image_path: str | Path, label_path: str | Path) -> tuple[np.ndarra
         f"{label_path}: label is {_size(label)} but its image {image_path} is "
         f"{_size(image)} (height x width): {mend}"
     )
+
+
+def _check_claim(path: str | Path, image: Image.Image) -> None:
+    kind = image.info.get("compression") if image.format == "TIFF" else image.format
+    (width, height), size = image.size, os.path.getsize(path)
+    if kind in _BOUNDED and width * height > _MOST_PIXELS * size:
+        raise ValueError(f"it claims {width} x {height} pixels in {size} bytes")
 
 
 def _size(array: np.ndarray) -> str:
