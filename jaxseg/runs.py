@@ -26,7 +26,7 @@ def map_runs(
 
     ``start`` must rise. ``lengths`` are the window lengths L, rising; the last must hold the
     longest run. Returns per_row [S, ...] (rows in no run hold zeros or leftovers) and per_run
-    [R, ...]; either is None where ``of_run`` gives None.
+    [R, ...], which may be a tree; either is None where ``of_run`` gives None.
 
     A window longer than its run reaches into the next one: results are written in rising order, so
     that the next run overwrites what was written into it.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxseg.models.attention import attend_queries, query_scores
+from jaxseg.models.attention import attend_memory, attend_queries, query_scores
 from jaxseg.models.layers import LayerNorm, Linear, dropout, subkeys
 from jaxseg.tokens import Layout, Rows
 
@@ -47,13 +47,13 @@ class QueryAttention(nnx.Module):
         key: Key[Array, ""] | None,
     ) -> Float[Array, "B K d"]:
         """The attended queries."""
-
-        def split(x):
-            return x.reshape(*x.shape[:-1], self.heads, -1)
-
-        q, k, v = split(self.q(queries)), split(self.k(memory)), split(self.v(memory))
         drop = None if key is None else functools.partial(dropout, rate=DROPOUT, key=key)
-        return self.out(attend_queries(q, k, v, layout, drop).reshape(queries.shape))
+        if self._few(queries) and memory is not queries:
+            gathered = self._from_memory(self.q(queries), memory, layout, drop)
+        else:
+            q, k, v = map(self._split, (self.q(queries), self.k(memory), self.v(memory)))
+            gathered = attend_queries(q, k, v, layout, drop)
+        return self.out(gathered.reshape(queries.shape))
 
     def mask(
         self, queries: Float[Array, "B K d"], memory: Float[Array, "*slots d"], layout: Layout
@@ -62,8 +62,32 @@ class QueryAttention(nnx.Module):
 
         The mean over h heads of q_h k_h / sqrt(d / h) is q k / sqrt(h d): no head is split off.
         """
-        scale = (self.heads * queries.shape[-1]) ** -0.5
-        return query_scores(self.q(queries) * scale, self.k(memory), layout)
+        q = self.q(queries) * (self.heads * queries.shape[-1]) ** -0.5
+        if not self._few(queries):
+            return query_scores(q, self.k(memory), layout)
+        scores = query_scores(q @ self.k.kernel[...].T, memory, layout)
+        return scores + layout.of_image(q @ self.k.bias[...], scores)
+
+    def _few(self, queries: Float[Array, "B K d"]) -> bool:
+        """Whether it is cheaper to take the queries to the memory than the memory to the queries:
+        K x heads vectors meet every token there, instead of d of each kernel here."""
+        return queries.shape[1] * self.heads < queries.shape[-1]
+
+    def _from_memory(self, q, memory, layout, drop) -> Float[Array, "B K h c"]:
+        """(q_h)(m W_h)^T = (q_h W_h^T) m^T: the kernels of keys and values meet queries alone.
+
+        The same numbers in another order. The bias of keys adds as much to all scores of a query
+        and drops out of the softmax.
+        """
+        q = self._split(q) * (q.shape[-1] // self.heads) ** -0.5
+        of_keys, of_values = (self._split(part.kernel[...]) for part in (self.k, self.v))
+        asked = jnp.einsum("bqhc,dhc->bqhd", q, of_keys)
+        found, total = attend_memory(asked, memory, layout, drop)
+        bias = total[..., None] * self._split(self.v.bias[...])
+        return jnp.einsum("bqhd,dhc->bqhc", found, of_values) + bias
+
+    def _split(self, x: Float[Array, "*n d"]) -> Float[Array, "*n h c"]:
+        return x.reshape(*x.shape[:-1], self.heads, -1)
 
 
 class DecoderLayer(nnx.Module):

@@ -91,6 +91,42 @@ def _gather_for_image(k, v, q, valid):
     return None, jnp.einsum("hqk,khc->qhc", weights.astype(v.dtype), v) / total.astype(v.dtype)
 
 
+def attend_memory(
+    q: Float[Array, "B K h D"],
+    memory: Float[Array, "*slots D"],
+    layout: Layout,
+    drop: Drop | None = None,
+) -> tuple[Float[Array, "B K h D"], Float[Array, "B K h"]]:
+    """`attend_queries` where the memory itself is key and value of every head, and q is scaled.
+
+    Also what the attention weights add up to: 1, but 0 where nobody lives, and any number under
+    ``drop``.
+    """
+    if isinstance(layout, Packed):
+        start, count = layout.start + layout.prefix, layout.count - layout.prefix
+        _, (out, total) = map_runs(_remember_image, start, count, (memory,), (q,), layout.lengths)
+        return out, total
+    ragged = layout.valid is not None or layout.prefix > 0
+    valid = layout.patches(memory) if ragged else None
+    if drop is None and jax.default_backend() == "cpu":
+        return jax.lax.map(lambda image: _remember_image(*image)[1], (memory, q, valid))
+    weights = jnp.einsum("bqhc,bkc->bhqk", q, memory)
+    weights = _softmax(weights, None if valid is None else valid[:, None, None])
+    weights = weights if drop is None else drop(weights)
+    return jnp.einsum("bhqk,bkc->bqhc", weights, memory), weights.sum(axis=-1).swapaxes(1, 2)
+
+
+def _remember_image(memory, q, valid):
+    """One image: its queries of all heads are the rows of two plain matrix products."""
+    rows = q.reshape(-1, q.shape[-1])
+    scores = (rows @ memory.T).astype(jnp.float32)
+    seen = scores if valid is None else jnp.where(valid, scores, -1e30)
+    weights = _weights(seen, seen.max(axis=-1, keepdims=True), valid)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = (weights.astype(q.dtype) @ memory) / jnp.maximum(total, _TINY).astype(q.dtype)
+    return None, (out.reshape(q.shape), (total > 0).astype(q.dtype).reshape(q.shape[:-1]))
+
+
 def class_attention(
     q: Float[Array, "*slots h d"], k: Float[Array, "*slots h d"], layout: Layout
 ) -> Float[Array, "*slots h"]:

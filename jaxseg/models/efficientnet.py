@@ -60,25 +60,35 @@ class Depthwise(nnx.Module):
         """h = ceil(H / stride), w = ceil(W / stride); zeros beyond the edges."""
         kernel = self.kernel[...]
         if _on_cpu():
-            reach = len(kernel) // 2
-            return self.without_rows(jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0))))
+            return self._inside(jnp.pad(x, ((0, 0), *[(len(kernel) // 2,) * 2] * 2, (0, 0))))
         return _convolve(x, kernel[:, :, None], self.stride, groups=x.shape[-1])
 
     def without_rows(self, x: Float[Array, "B R W C"]) -> Float[Array, "B h w C"]:
         """Only where the kernel lies between the first and last row; products shifted and added."""
-        kernel, stride = self.kernel[...], self.stride
-        size, batch, rows, width, channels = len(kernel), *x.shape
-        reach = size // 2
+        reach = len(self.kernel[...]) // 2
+        return self._inside(jnp.pad(x, ((0, 0), (0, 0), (reach, reach), (0, 0))))
+
+    def _inside(self, x: Float[Array, "B R C D"]) -> Float[Array, "B h w D"]:
         # Else XLA may compute the values of x anew for every product.
-        x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, 0), (reach, reach), (0, 0))))
-        down, across = rows - size + 1, width  # where the kernel can begin
-        total = jnp.zeros((), jnp.float32)
-        for i in range(size):
-            for j in range(size):
-                end = (batch, i + down, j + across, channels)
-                shifted = jax.lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1))
-                total = total + shifted.astype(jnp.float32) * kernel[i, j].astype(jnp.float32)
-        return total.astype(x.dtype)
+        x = jax.lax.optimization_barrier(x)
+        return _shifted(x, self.kernel[...], self.stride).astype(x.dtype)
+
+
+def _shifted(
+    x: Float[Array, "B R C c"], kernel: Float[Array, "k k F"], stride: int
+) -> Float[Array, "B h w F"]:
+    """Sum over the kernel's places of x, shifted, times the kernel there; c is F or 1; float32.
+
+    Only where the kernel lies inside: h = ceil((R - k + 1) / stride).
+    """
+    size, (batch, rows, columns, channels) = len(kernel), x.shape
+    total = jnp.zeros((), jnp.float32)
+    for i in range(size):
+        for j in range(size):
+            end = (batch, i + rows - size + 1, j + columns - size + 1, channels)
+            shifted = jax.lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1))
+            total = total + shifted.astype(jnp.float32) * kernel[i, j].astype(jnp.float32)
+    return total
 
 
 def _convolve(
@@ -102,8 +112,17 @@ class Stem(nnx.Module):
     def __init__(self, width: int):
         self.kernel = parameter(3, 3, 3, width)
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w F"]:
-        return _convolve(images, self.kernel[...], stride=2)
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, training: bool
+    ) -> Float[Array, "B h w F"]:
+        """h = ceil(H / 2), w = ceil(W / 2)."""
+        kernel = self.kernel[...]
+        if training or not _on_cpu():
+            return _convolve(images, kernel, stride=2)
+        # XLA's convolution of three channels runs on one thread. Each channel is a shifted map too.
+        x = jax.lax.optimization_barrier(jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))))
+        channels = [x[..., i : i + 1] for i in range(x.shape[-1])]
+        return sum(_shifted(channel, kernel[:, :, i], 2) for i, channel in enumerate(channels))
 
 
 class Block(nnx.Module):
@@ -126,7 +145,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W C"], *, training: bool) -> Float[Array, "B h w F"]:
         values = x.shape[1] * x.shape[2] * self.hidden
-        if training or not _on_cpu() or values <= STRIPE:
+        if training or not _on_cpu() or not self.widens or values <= STRIPE:
             y = self._narrow(self.depthwise(self._widen(x, training)), training)
         else:
             y = self._in_stripes(x, -(-values // STRIPE))
@@ -198,7 +217,8 @@ class EfficientNetLite0(nnx.Module):
         return self._features(images, training)
 
     def _features(self, x: Float[Array, "B H W 3"], training: bool) -> Float[Array, "B h w F"]:
-        x = jax.nn.relu6(self.stem_norm(self.stem(x), training=training))
+        x = self.stem(x, training=training).astype(x.dtype)
+        x = jax.nn.relu6(self.stem_norm(x, training=training))
         for blocks in self.stages:
             for block in blocks:
                 x = block(x, training=training)

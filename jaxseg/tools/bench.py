@@ -202,7 +202,9 @@ def bench(
         "peak_memory_mb": {
             "dense": _dense_memory(programs["dense"], prepared, inputs["dense"]) / 2**20,
             "pruned": _chain_memory(
-                programs["pruned"], prepared | {_RATES: rates[0]}, inputs["pruned"]
+                programs["pruned"],
+                prepared | {_RATES: rates[0][:, : taken["pruned"]]},
+                inputs["pruned"],
             )
             / 2**20,
         },
