@@ -91,8 +91,8 @@ def defaults() -> ConfigDict:
     config.method = method = ConfigDict()
     # dense | dtop (tokens leave early) | svit, dynamicvit, evit, evovit, ats (tokens skip blocks)
     method.name = "dense"
-    # dtop: after layer N (1-based; a head must read block N - 1, see model.taps) tokens more
-    # confident than this leave; 1 = no exit there.
+    # All but dense: after layer N (1-based; a head must read block N - 1, see model.taps) tokens
+    # more confident than this leave; 1 = no exit there.
     for layer in range(1, 24):
         method[f"exit{layer}"] = ConfigDict({"threshold": 1.0})
     # dtop: what stays of those that could leave: top_k | remove | average | average_top_k

@@ -103,8 +103,7 @@ class Packing:
         prefix = carry.layout.prefix
         carry = choose(carry, choice)
         batch, slots = carry.x.shape[:2]
-        itself = jnp.arange(batch * slots, dtype=jnp.int32).reshape(batch, slots)
-        packed = pack(replace(carry, owner=itself), carry.inside, self._lengths(batch, slots))
+        packed = pack(carry, carry.inside, self._lengths(batch, slots))
         if choice.count is None:
             return packed
         count = prefix + choice.count + (choice.fused is not None)
@@ -132,7 +131,7 @@ def within(stage: Callable[[Carry], object], capacity: int, carry: Carry):
     lengths = carry.layout.lengths
     short = (*(n for n in lengths if n < capacity), min(capacity, lengths[-1]))
     after = stage(replace(carry, x=carry.x[:capacity], layout=replace(carry.layout, lengths=short)))
-    if not isinstance(after, Carry):
+    if not isinstance(after, Carry) or len(after.x) >= len(carry.x):
         return after
     # Written over the old buffer: nothing behind the capacity is read again.
     return replace(after, x=jax.lax.dynamic_update_slice_in_dim(carry.x, after.x, 0, 0))

@@ -67,7 +67,7 @@ def summary(
     speedup = pruned.images_per_second / dense.images_per_second
     return {
         "tokens_after_merging": float(at_first.mean()),
-        "exit_layers": layers_of(spec),
+        "exit_layers": ends_of(spec),
         "kept_after_exit": [float(share) for share in kept],
         "dense_miou": dense.scores.miou,
         "dense_gmacs_per_image": mean_gmacs(dense_spec, dense),
@@ -95,10 +95,15 @@ def line(found: Mapping[str, object]) -> str:
 
 
 def layers_of(spec: SegmenterSpec) -> list[int]:
-    """The layers (1-based) after which tokens leave, or before or in which they are chosen."""
-    if isinstance(spec, SparseSpec):
-        return list(spec.method.layers)
+    """The layers (1-based) after which tokens leave."""
     return [spec.heads[i].taps[-1] + 1 for i in spec.exits]
+
+
+def ends_of(spec: SegmenterSpec) -> list[int]:
+    """The layers where stages end: after which tokens leave, before or in which they are chosen."""
+    if isinstance(spec, SparseSpec):
+        return [stop.cut.block + (stop.head is None) for stop in spec.stops]
+    return layers_of(spec)
 
 
 class Stages(NamedTuple):
@@ -210,7 +215,9 @@ def write_pictures(
     viz.save_png(
         folder / "difficulty.png", exit_pictures.difficulty_histogram(joined, layers, thresholds)
     )
-    viz.save_png(folder / "kept.png", exit_pictures.shares_histogram(kept_shares(result), layers))
+    viz.save_png(
+        folder / "kept.png", exit_pictures.shares_histogram(kept_shares(result), ends_of(spec))
+    )
 
 
 def _nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -110,6 +110,7 @@ def pixel_cross_entropy(
 
 def usage_term(
     used: Sequence[Float[Array, "B P"]],
+    among: Sequence[Bool[Array, "B P"]],
     targets: Sequence[float],
     weight: float,
     per_image: bool,
@@ -117,11 +118,14 @@ def usage_term(
 ) -> Term:
     """Squared distance between the share of patches used and a target, mean over the choices.
 
-    ``per_image``: of every image, then averaged (DynamicViT); else the share of the whole batch
-    (SViT), over all devices along ``batch_axis``.
+    ``among``: those that could be used; nobody else is. ``per_image``: of every image, then
+    averaged (DynamicViT); else the share of the whole batch (SViT), over all devices along
+    ``batch_axis``.
     """
     targets = jnp.asarray(targets, jnp.float32)
-    shares = jnp.stack([u.astype(jnp.float32).mean(axis=1) for u in used])  # [choices, B]
+    counts = [jnp.maximum(a.sum(axis=1), 1).astype(jnp.float32) for a in among]
+    shares = [u.astype(jnp.float32).sum(axis=1) / n for u, n in zip(used, counts, strict=True)]
+    shares = jnp.stack(shares)  # [choices, B]
     if per_image:
         gaps = jnp.square(shares - targets[:, None]).mean(axis=0)
         return Term(weight * gaps.sum(), jnp.asarray(gaps.size, jnp.float32))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.execute import Answer, Masked, Packing, answer, maps_of, step, within
@@ -54,7 +55,8 @@ class Chain:
 
     For that it reads the token counts of the images, a few integers per exit. ``stages`` is that
     of the model. ``merges``: patches share tokens from the start, so that the first stage is
-    packed already. See `OneProgram` for the rest.
+    packed already. ``grows``: stages add tokens, so that their buffers cannot be used again. See
+    `OneProgram` for the rest.
     """
 
     bind: Callable[[Arrays], object]
@@ -62,30 +64,34 @@ class Chain:
     patch: int
     stages: int
     merges: bool = False
+    grows: bool = False
     prepare: Callable[[Arrays], Arrays] = jax.device_put
 
     def __call__(self, arrays: Arrays, images: jax.Array) -> Answer:
         carry = self._first(arrays, images)
         slots = len(carry.x)
-        alive = [] if self.merges else [np.full(len(images), slots // len(images))]
+        alive = [] if self.merges else [np.full(len(images), _slots_at_first(carry))]
         alive.append(np.asarray(carry.alive))
         for number in self._packed_exits:
             capacity = self._capacity(slots, alive[-1])
             carry = self._middle(arrays, carry, number, capacity)
+            slots = len(carry.x)  # more, where tokens have been fused
             alive.append(np.asarray(carry.alive))
         scores, *maps = self._last(arrays, carry, self._capacity(slots, alive[-1]))
         return Answer(scores, np.stack(alive, axis=1), *maps)
 
     def warmup(self, arrays: Arrays, shape: tuple[int, int, int, int]) -> int:
         """Compiles every (stage, capacity) for images of ``shape``; returns how many."""
-        start = self._first(arrays, np.zeros(shape, np.float32))
-        capacities = self.executor.capacities(len(start.x))
-        for capacity in capacities:
-            for number in self._packed_exits:
-                self._middle(arrays, _copy(start), number, capacity)
-            scores, *_ = self._last(arrays, _copy(start), capacity)
+        carry, count = self._first(arrays, np.zeros(shape, np.float32)), 1
+        for number in self._packed_exits:
+            for capacity in self.executor.capacities(len(carry.x)):
+                after, count = self._middle(arrays, _copy(carry), number, capacity), count + 1
+            carry = after
+        for capacity in self.executor.capacities(len(carry.x)):
+            scores, *_ = self._last(arrays, carry, capacity)
             scores.block_until_ready()
-        return 1 + len(capacities) * (len(self._packed_exits) + 1)
+            count += 1
+        return count
 
     @property
     def compiled(self) -> int:
@@ -116,7 +122,7 @@ class Chain:
             stage = functools.partial(step, self.bind(arrays), self.executor, number)
             return within(stage, capacity, carry)
 
-        return jax.jit(middle, static_argnums=(2, 3), donate_argnums=1)
+        return jax.jit(middle, static_argnums=(2, 3), donate_argnums=() if self.grows else 1)
 
     @functools.cached_property
     def _last(self):
@@ -126,8 +132,13 @@ class Chain:
         return jax.jit(last, static_argnums=2)
 
 
+def _slots_at_first(carry: Carry) -> int:
+    """Of each image, class token included, before anybody left or skipped."""
+    return carry.left.shape[1] + carry.layout.prefix
+
+
 def _copy(carry: Carry) -> Carry:
-    return jax.tree.map(lambda x: x + 0, carry)
+    return jax.tree.map(jnp.copy, carry)
 
 
 Program = OneProgram | Chain

@@ -97,8 +97,16 @@ def best_of_row(
     return above | (ties & (jnp.cumsum(ties, axis=1) <= places))
 
 
+def _evenly(samples: int | Int[Array, " B"], most: int) -> Float[Array, "... m"]:
+    """So many points from 0 to 1; where images differ, the last one is repeated."""
+    if isinstance(samples, int):
+        return jnp.linspace(0.0, 1.0, samples, dtype=jnp.float32)
+    last = samples[:, None].astype(jnp.float32) - 1.0
+    return jnp.minimum(jnp.arange(most, dtype=jnp.float32), last) / jnp.maximum(last, 1.0)
+
+
 def inverse_cdf(
-    score: Float[Array, "B C"], candidate: Bool[Array, "B C"], samples: int
+    score: Float[Array, "B C"], candidate: Bool[Array, "B C"], samples: int | Int[Array, " B"]
 ) -> Bool[Array, "B C"]:
     """ATS (section 3.2): candidates whose share of the total is nearest to evenly spaced samples.
 
@@ -116,7 +124,7 @@ def inverse_cdf(
     low, high = sums[:, :1], sums[:, -1:]
     scaled = jnp.where(behind, jnp.inf, (sums - low) / jnp.maximum(high - low, 1e-30))
     first = jnp.where(scaled > 0, scaled, 1.0).min(axis=1, keepdims=True)
-    points = first + (1.0 - first) * jnp.linspace(0.0, 1.0, samples, dtype=jnp.float32)
+    points = first + (1.0 - first) * _evenly(samples, slots)
     above = jax.vmap(functools.partial(jnp.searchsorted, side="left"))(scaled, points)
     above = jnp.minimum(above, jnp.maximum(count - 1, 0))
     below = jnp.maximum(above - 1, 0)

@@ -119,6 +119,11 @@ class Carry:
             return jnp.full(self.x.shape[0], self.x.shape[1], jnp.int32)
         return self.layout.valid.sum(axis=1, dtype=jnp.int32)
 
+    def moved(self, x: Float[Array, "S D"], layout: "Packed", to: Int[Array, " S"]) -> "Carry":
+        """With the slots where they now lie; ``to``: where each has gone, -1 = dropped."""
+        owner = jnp.where(self.owner >= 0, to[jnp.maximum(self.owner, 0)], -1)
+        return replace(self, x=x, layout=layout, owner=owner)
+
 
 def readout(carry: Carry, per_slot: Float[Array, "*slots F"]) -> Float[Array, "B N F"]:
     """Every patch's value: that of its slot, or what the canvas keeps once it has left."""
@@ -137,7 +142,6 @@ def first_owner(layout: Rows, batch: int, slots: int) -> Int[Array, "B N"]:
 
 def pack(carry: Carry, keep: Bool[Array, "*slots"], lengths: tuple[int, ...]) -> Carry:
     """Moves the slots to ``keep`` to the front of the buffer, images and raster order as before."""
-    batch = carry.owner.shape[0]
     keep_flat = keep.reshape(-1)
     slots = keep_flat.size
     place = jnp.cumsum(keep_flat, dtype=jnp.int32) - 1
@@ -148,17 +152,13 @@ def pack(carry: Carry, keep: Bool[Array, "*slots"], lengths: tuple[int, ...]) ->
     )
     if isinstance(carry.layout, Packed):
         count = (
-            jnp.zeros(batch, jnp.int32)
+            jnp.zeros(len(carry.layout.count), jnp.int32)
             .at[carry.layout.image(slots)]
             .add(keep_flat.astype(jnp.int32))
         )
     else:
         count = keep.sum(axis=1, dtype=jnp.int32)
     start = jnp.cumsum(count) - count
-    stays = (carry.owner >= 0) & keep_flat[jnp.maximum(carry.owner, 0)]
-    return replace(
-        carry,
-        x=carry.x.reshape(slots, -1)[order],
-        layout=Packed(start, count, carry.layout.prefix, lengths),
-        owner=jnp.where(stays, place[jnp.maximum(carry.owner, 0)], -1),
-    )
+    layout = Packed(start, count, carry.layout.prefix, lengths)
+    x = carry.x.reshape(slots, -1)[order]
+    return carry.moved(x, layout, jnp.where(keep_flat, place, -1))

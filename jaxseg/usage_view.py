@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from jaxseg.bypass import of_patches
 from jaxseg.data.classes import Source
 from jaxseg.data.transforms import keep_ratio_size, test_image, test_label
 from jaxseg.execute import Masked, Packing, leave
@@ -67,8 +68,7 @@ def choices(
     carry, found = model.begin(images), []
     for number in range(model.stages - 1):
         carry = leave(executor, *model.decide(carry, number), number)
-        first = carry.layout.prefix  # class tokens; behind the patches is what has been fused
-        inside = carry.inside[:, first : first + carry.left.shape[1]]
+        inside = of_patches(carry, carry.inside[..., None])
         found.append(inside.reshape(-1, *carry.grid))
     return jnp.stack(found, axis=1)
 

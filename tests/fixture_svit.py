@@ -38,7 +38,7 @@ class Likelier(svit.Skip):
     def choose(self, gates, look) -> Choice:
         if self.found:
             mask = jnp.asarray(self.found[look.number])
-            return Choice(mask, weight=mask.astype(jnp.float32))
+            return Choice(mask, weight=mask.astype(jnp.float32), among=look.patch)
         logits = gates[look.number](look.rows)
         return Choice(logits[..., 0] > logits[..., 1])
 
@@ -48,11 +48,12 @@ class OfTokens(SparseSegmenter):
 
     def begin(self, x) -> Journey:
         left = jnp.full(x.shape[:2], -1, jnp.int32)
-        return Journey(x, Rows(None, 0), (x.shape[1], 1), canvas=x, left=left)
+        return Journey(x, Rows(None, 0), (x.shape[1], 1), left=left, map=x)
 
     def finish(self, carry):
-        ends = self._run(carry, len(self.spec.cuts), self._end, (), self._no_keys()[0])
-        return ends.canvas
+        begin = self.spec.cuts[-1].position
+        ends = self._run(carry, begin, self._end(-1), (), self._no_keys()[0])
+        return ends.map
 
 
 def svit_names(source: dict) -> dict:
@@ -136,7 +137,7 @@ def svit_pair(data: dict, check) -> None:
     def trained(x, count):
         fixed = model_of(count, found=used[:count])
         _, carry, choices = fixed._forward(x, jax.random.key(0))
-        return (carry.canvas * weight).sum(), (carry.canvas, choices)
+        return (carry.map * weight).sum(), (carry.map, choices)
 
     gradient = jax.jit(jax.grad(trained, has_aux=True), static_argnums=1)
     _, (one, _) = gradient(x, 1)
@@ -188,13 +189,14 @@ def svit_full(data: dict, check) -> None:
     _, carry, choices = jax.jit(lambda x: model._forward(x, None))(x)
     for i, choice in enumerate(choices):
         check.equal(f"full/mask{i}", choice.chosen)
-    wide = carry.canvas - carry.canvas.mean(-1, keepdims=True)
+    wide = carry.map - carry.map.mean(-1, keepdims=True)
     scale = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + config["final_norm_eps"])
     features = wide * scale * source["norm.weight"] + source["norm.bias"]
     check.equal("full/forward_features", features)
     check.equal("full/logits", features[:, 0] @ source["head.weight"].T + source["head.bias"])
     used = [choice.chosen for choice in choices]
-    check.equal("full/ratio_loss", usage_term(used, method.keep, 1.0, False).value())
+    all_ = [jnp.ones_like(each) for each in used]
+    check.equal("full/ratio_loss", usage_term(used, all_, method.keep, 1.0, False).value())
     check.skip("full/fast_path_nested", "says how far two programs of the source differ")
 
 

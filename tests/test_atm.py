@@ -7,7 +7,7 @@ import pytest
 from conftest import quick_compiles
 from fixture_parts import bind, module_shapes
 
-from jaxseg.models import attention, atm
+from jaxseg.models import atm, attention
 from jaxseg.models.atm import AtmDecoder, AtmSpec, QueryAttention
 from jaxseg.tokens import Packed, Rows
 

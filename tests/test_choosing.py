@@ -217,7 +217,8 @@ def test_against_a_slow_loop_over_images(name):
         for stage in range(3):
             carry, choice = model.decide(carry, stage)
             carry = Packing().pick(carry, choice)
-        return start.x, model._run(carry, 3, 8, (), model._no_keys()[0]).canvas
+        begin = spec.cuts[-1].position
+        return start.x, model._run(carry, begin, 8, (), model._no_keys()[0]).map
 
     start, ours = map(np.asarray, run(arrays))
     for i in range(2):
@@ -305,18 +306,23 @@ def test_a_policy_of_ones_is_attention_and_a_hard_one_hides_keys():
 
 def test_usage_by_hand():
     used = [jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])]
-    assert losses.usage_term(used, (0.5,), 4.0, False).value() == pytest.approx(4 * 0.125**2)
-    of_each = losses.usage_term(used, (0.5,), 4.0, True)
-    assert of_each.value() == pytest.approx(4 * 0.25**2 / 2)
+    among = [jnp.ones((2, 4), bool)]
+    usage = losses.usage_term
+    assert usage(used, among, (0.5,), 4.0, False).value() == pytest.approx(4 * 0.125**2)
+    assert usage(used, among, (0.5,), 4.0, True).value() == pytest.approx(4 * 0.25**2 / 2)
     two = [*used, jnp.ones((2, 4))]
-    assert losses.usage_term(two, (0.5, 1.0), 1.0, False).value() == pytest.approx(0.125**2 / 2)
+    both = usage(two, among * 2, (0.5, 1.0), 1.0, False)
+    assert both.value() == pytest.approx(0.125**2 / 2)
+    few = [jnp.array([[True, True, False, False], [True, False, False, False]])]
+    assert usage(used, few, (0.5,), 4.0, False).value() == pytest.approx(4 * 0.5**2)
 
 
 def test_usage_of_two_devices_is_that_of_the_joined_batch():
     used = jax.random.uniform(jax.random.key(0), (4, 6))
 
     def loss(used, axis=None):
-        return losses.usage_term([used], (0.3,), 4.0, False, axis).value()
+        among = [jnp.ones(used.shape, bool)]
+        return losses.usage_term([used], among, (0.3,), 4.0, False, axis).value()
 
     def of_device(part):
         value, grad = jax.value_and_grad(lambda x: loss(x, "devices"))(part)

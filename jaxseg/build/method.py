@@ -19,10 +19,13 @@ CHOICES = ("dense", "dtop", "svit", "dynamicvit", "evit", "evovit", "ats")  # of
 
 
 def exits(config: ConfigDict) -> dict[int, Callable]:
-    """The decision after each block (0-based) where tokens leave."""
+    """The decision after each block (0-based) where tokens leave.
+
+    DToP's; a method that chooses tokens has them beside it, where a threshold is set.
+    """
     method, taps = config.method, config.model.taps
     one_of("method.name", method.name, CHOICES)
-    if method.name != "dtop":
+    if method.name == "dense":
         return {}
     decisions = {}
     for layer in range(1, 24):
@@ -34,9 +37,7 @@ def exits(config: ConfigDict) -> dict[int, Callable]:
                 f"config.method.exit{layer}.threshold={threshold}: no auxiliary head reads layer "
                 f"{layer}; those of config.model.taps={taps} read {[t + 1 for t in taps[:-1]]}"
             )
-        decisions[layer - 1] = METHODS[method.name](
-            threshold, method.context, method.k, method.share
-        )
+        decisions[layer - 1] = METHODS["dtop"](threshold, method.context, method.k, method.share)
     return decisions
 
 
@@ -45,11 +46,6 @@ def choosing(config: ConfigDict, spec: SegmenterSpec) -> SegmenterSpec:
     method, kind = config.method, METHODS[config.method.name]
     if method.name in ("dense", "dtop"):
         return spec
-    if spec.merge is not None:
-        raise UserError(
-            f"config.method.merge={method.merge!r}: patches cannot share tokens where "
-            f"{method.name} chooses among them; use none, or another config.method.name"
-        )
     given = {field.name: method[field.name] for field in fields(kind)}
     given = {name: value for name, value in given.items() if value != ()}  # () = as published
     made = kind(**given)
@@ -66,7 +62,9 @@ def choosing(config: ConfigDict, spec: SegmenterSpec) -> SegmenterSpec:
             f"config.method.keep={made.keep}: give {len(made.layers)} shares, above 0 and up to 1, "
             f"one for each of the layers {made.layers}"
         )
-    return SparseSpec(spec.vit, spec.heads, method=made, seed=config.seed)
+    return SparseSpec(
+        spec.vit, spec.heads, spec.final_at_exit, spec.merge, method=made, seed=config.seed
+    )
 
 
 def merge(config: ConfigDict, heads: tuple[HeadSpec, ...]) -> MergeSpec | None:

@@ -30,6 +30,7 @@ class Sample:
     preserve: bool = True
 
     listens = True
+    fuses = False
     needs_class_token = True
     fixed_counts = False
     distil = 0.0
@@ -45,7 +46,7 @@ class Sample:
     def choose(self, gates, look: Look) -> Choice:
         del gates
         score = look.heard[..., :-1].sum(axis=-1) * look.heard[..., -1]
-        points = max(1, round(self.keep[look.number] * look.patches))
+        points = look.count(lambda n: max(1, round(self.keep[look.number] * n)))
         return Choice(inverse_cdf(score, look.inside & look.patch, points))
 
     def terms(self, choices: list[Choice], prefix: int, batch_axis: str | None) -> dict[str, Term]:

@@ -36,6 +36,7 @@ class Drop:
     distil: float = 0.0
 
     listens = False
+    fuses = False
     needs_class_token = False
     fixed_counts = True
 
@@ -47,23 +48,22 @@ class Drop:
         return [Predictor(width) for _ in self.layers]
 
     def choose(self, gates, look: Look) -> Choice:
-        gate, prefix = gates[look.number], look.carry.layout.prefix
+        gate = gates[look.number]
         if look.key is not None:
             before = look.inside.astype(jnp.float32) if look.before is None else look.before
             logits = gate(look.rows, jnp.where(look.patch, before, 0.0))
             weight = before * straight_through(logits, jax.random.gumbel(look.key, logits.shape))
-            return Choice(weight > 0, weight=weight, policy=True)
-        seen = look.carry.layout.patches(look.carry.x)  # only what is left is looked at
-        logits = gate(look.carry.x, seen)
-        share = look.spread(jax.nn.log_softmax(logits)[..., :1])[..., 0]
+            weight = jnp.where(look.patch, weight, 0.0)
+            return Choice(weight > 0, weight=weight, policy=True, among=look.patch)
+        logits = gate(*look.working())  # only what is left is looked at
+        share = look.back(jax.nn.log_softmax(logits)[..., :1])[..., 0]
         # At least one: an image without tokens has nothing to attend to.
-        patches = look.rows.shape[1] - prefix
-        count = max(1, int(self.keep[look.number] * patches))
+        count = look.count(lambda n: max(1, int(self.keep[look.number] * n)))
         return Choice(best_of_row(share, look.inside & look.patch, count), count)
 
     def terms(self, choices: list[Choice], prefix: int, batch_axis: str | None) -> dict[str, Term]:
-        kept = [choice.weight[:, prefix:] for choice in choices]
-        return {"ratio": usage_term(kept, self.keep, self.ratio_weight, True, batch_axis)}
+        kept, among = zip(*(c.of_patches(prefix) for c in choices), strict=True)
+        return {"ratio": usage_term(kept, among, self.keep, self.ratio_weight, True, batch_axis)}
 
     def macs(self, width: int, patches: int, alive) -> float:
         """Of all predictors, each on the tokens of the stage before it."""

@@ -42,6 +42,10 @@ class Fuse:
     def cuts(self) -> tuple[Cut, ...]:
         return tuple(Cut(layer - 1, inside=True) for layer in self.layers)
 
+    @property
+    def fuses(self) -> bool:
+        return self.fuse
+
     def gates(self, width: int) -> list:
         del width
         return []
@@ -50,18 +54,18 @@ class Fuse:
         del gates
         attention = look.heard[..., :-1].mean(axis=-1)
         open_ = look.inside & look.patch
-        count = self._count(look)
+        count = look.count(lambda n: self._count(look.number, n))
         chosen = best_of_row(attention, open_, count)
         if not self.fuse:
             return Choice(chosen, count)
         share = jnp.where(open_ & ~chosen, attention, 0.0).astype(look.rows.dtype)
         return Choice(chosen, count, fused=jnp.einsum("bc,bcd->bd", share, look.rows))
 
-    def _count(self, look: Look) -> int:
-        """Static: what is left after the cuts so far, the fused tokens included."""
-        left = look.patches - look.number * self.fuse
-        for number in range(look.number + 1):
-            kept = math.ceil(self.keep[number] * left)
+    def _count(self, number: int, there: int) -> int:
+        """How many go on from cut ``number``, of tokens that include one fused at each before."""
+        left = there - number * self.fuse
+        for keep in self.keep[: number + 1]:
+            kept = math.ceil(keep * left)
             left = kept + self.fuse
         return kept
 

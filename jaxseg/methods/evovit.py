@@ -32,6 +32,7 @@ class Wait:
 
     preserve = True
     listens = True
+    fuses = False
     needs_class_token = True
     fixed_counts = True
     distil = 0.0
@@ -57,9 +58,8 @@ class Wait:
         if look.carry.memory is not None:
             old = look.carry.memory
             standing = jnp.where(look.inside, 0.5 * old + 0.5 * standing, old)
-        count = max(1, int(self.keep[look.number] * look.patches))
-        open_ = jnp.broadcast_to(look.patch, standing.shape)
-        return Choice(best_of_row(standing, open_, count), count, memory=standing)
+        count = look.count(lambda n: max(1, int(self.keep[look.number] * n)))
+        return Choice(best_of_row(standing, look.patch, count), count, memory=standing)
 
     def terms(self, choices: list[Choice], prefix: int, batch_axis: str | None) -> dict[str, Term]:
         del choices, prefix, batch_axis

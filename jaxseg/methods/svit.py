@@ -46,6 +46,7 @@ class Skip:
     selection: str = "dynamic"
 
     listens = False
+    fuses = False
     needs_class_token = False
     distil = 0.0
 
@@ -74,23 +75,26 @@ class Skip:
         logits = gates[look.number](look.rows)
         if look.key is not None:
             weight = straight_through(logits, jax.random.gumbel(look.key, logits.shape))
+            weight = jnp.where(look.patch, weight, 0.0)
             if not self.reactivate and look.before is not None:
                 weight = weight * look.before
-            return Choice(weight > 0, weight=weight)
+            return Choice(weight > 0, weight=weight, among=look.patch)
         open_ = look.patch & (jnp.ones_like(look.inside) if self.reactivate else look.inside)
         if self.selection == "sampled":
             return Choice(open_ & sampled(logits, look.carry.noise, look.number))
         p = jax.nn.softmax(logits)[..., 0]
         if self.selection == "static":
-            count = max(1, round(self.keep[look.number] * look.patches))
+            count = look.count(lambda n: max(1, round(self.keep[look.number] * n)))
             return Choice(best_of_row(p, open_, count), count)
         count = jnp.round(jnp.where(open_, p, 0.0).sum(axis=1)).astype(jnp.int32)
         return Choice(best_of_row(p, open_, count))
 
     def terms(self, choices: list[Choice], prefix: int, batch_axis: str | None) -> dict[str, Term]:
-        used = [choice.weight[:, prefix:] for choice in choices]
+        used, among = zip(*(c.of_patches(prefix) for c in choices), strict=True)
         per_image = self.ratio == "fixed"
-        return {"ratio": usage_term(used, self.keep, self.ratio_weight, per_image, batch_axis)}
+        return {
+            "ratio": usage_term(used, among, self.keep, self.ratio_weight, per_image, batch_axis)
+        }
 
     def macs(self, width: int, patches: int, alive) -> float:
         """Of all gates, of which each sees all patches."""

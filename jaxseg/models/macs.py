@@ -29,9 +29,9 @@ def pruned_macs(
     ``alive``: slots, class tokens included, in each of the stages that those heads end. Without
     exits that is one stage and the last head alone.
     """
-    if isinstance(spec, SparseSpec):
-        return _sparse_macs(spec, size, alive, spec.heads[-1:])
     heads = tuple(spec.heads[i] for i in spec.active)
+    if isinstance(spec, SparseSpec):
+        return _sparse_macs(spec, size, alive, heads)
     return _macs(replace(spec, heads=heads), size, alive)
 
 
@@ -98,11 +98,13 @@ def _sparse_macs(
     )
     if vit.final_norm and end == 2 * vit.depth:
         backbone += flops.Macs({"layer norms": 5 * vit.width * (patches + spec.prefix)})
-    if spec.cuts:
-        decisions = spec.method.macs(vit.width, patches, [float(count) for count in alive])
+    chosen = [count for stop, count in zip(spec.stops, alive, strict=False) if stop.head is None]
+    if chosen:
+        decisions = spec.method.macs(vit.width, patches, [*map(float, chosen), float(alive[-1])])
         backbone += flops.Macs({"choices": decisions})
     of_heads = tuple(_head(head, vit.width, patches, size) for head in heads)
-    return flops.ModelMacs(backbone, of_heads, _resizes(spec, size))
+    policy = policy_macs(spec.merge.policy, size) if spec.merge else flops.Macs({})
+    return flops.ModelMacs(backbone, of_heads, _resizes(spec, size), policy)
 
 
 def _resizes(spec: SegmenterSpec, size: tuple[int, int]) -> flops.Macs:

@@ -58,8 +58,8 @@ class Network:
         patch = self.spec.vit.patch
         executor = executor or self.spec.executor
         if executor is None:
-            stages, merges = self.spec.stages, self.spec.merge is not None
-            return Chain(bind, Packing(), patch, stages, merges, prepare)
+            merges, grows = self.spec.merge is not None, self.spec.grows
+            return Chain(bind, Packing(), patch, self.spec.stages, merges, grows, prepare)
         return OneProgram(bind, executor, patch, prepare)
 
 

@@ -82,6 +82,11 @@ class SegmenterSpec:
         return None if self.adaptive else Masked()
 
     @property
+    def grows(self) -> bool:
+        """Whether tokens are added on the way, so that no stage fits the buffers of the last."""
+        return False
+
+    @property
     def stages(self) -> int:
         return len(self.active)
 
@@ -129,12 +134,8 @@ class Segmenter(nnx.Module):
         active = self.spec.active
         i, following = active[stage : stage + 2]
         carry, logits = self._look(carry, active[:stage], i, self._no_keys())
-        scores = self.heads[i].token_scores(logits, carry.layout)
-        if self._keeps_scores:
-            canvas = readout(carry, scores)
-        else:
-            canvas = self._handed_on(i, following, _on_grid(carry, logits))
-        return replace(carry, canvas=canvas), self._plan(i, carry, scores)
+        canvas, plan = self._judge(i, following, carry, logits)
+        return replace(carry, canvas=canvas), plan
 
     def finish(self, carry: Carry) -> Float[Array, "B r c K"]:
         """The remaining blocks and the last head: scores on the grid.
@@ -142,12 +143,7 @@ class Segmenter(nnx.Module):
         Of a head that is not linear behind its grid (SegViT's cascade): those of the padded image.
         """
         *before, i = self.spec.active
-        carry, logits = self._look(carry, before, i, self._no_keys())
-        if self._keeps_scores and before:
-            scores = readout(carry, self.heads[i].token_scores(logits, carry.layout))
-            return scores.reshape(len(scores), *carry.grid, -1)
-        size = tuple(side * self.spec.vit.patch for side in carry.grid)
-        return self.heads[i].grid_scores(_on_grid(carry, logits), size)
+        return self._scores(*self._look(carry, before, i, self._no_keys()))
 
     def __call__(
         self, images: Float[Array, "B H W 3"], *, key: Key[Array, ""] | None = None
@@ -159,7 +155,7 @@ class Segmenter(nnx.Module):
         for i, spec in enumerate(self.spec.heads):
             carry = replace(carry, canvas=canvases.get(i))
             carry, logits = self._look(carry, range(i), i, keys)
-            out.append(_on_grid(carry, logits))
+            out.append(on_grid(carry, logits))
             if spec.decide is not None:
                 number = self.spec.exits.index(i)
                 later = range(i + 1, len(self.heads))  # any of them reads what stays behind
@@ -202,13 +198,35 @@ class Segmenter(nnx.Module):
     def _look(self, carry: Carry, before: Sequence[int], i: int, keys) -> tuple[Carry, Logits]:
         """The blocks behind those of the heads ``before``, up to head ``i``, and its logits."""
         first = self.spec.heads[before[-1]].taps[-1] + 1 if before else 0
-        head, x, taps = self.heads[i], carry.x, []
+        x, taps = carry.x, []
         for tap in self.spec.heads[i].taps:
             x = self.vit.run(x, carry.layout, range(first, tap + 1), keys=keys[0])
-            read = self.vit.normed(x, tap)
-            taps.append(read if head.per_token else _patches_on_grid(carry, read))
+            taps.append(self.vit.normed(x, tap))
             first = tap + 1
-        return replace(carry, x=x), head(tuple(taps), carry.layout, key=keys[1][i])
+        return self._read(i, replace(carry, x=x), taps, keys[1][i])
+
+    def _read(self, i: int, carry: Carry, taps: Sequence[Array], key) -> tuple[Carry, Logits]:
+        """``carry``, and what head ``i`` says of ``taps``, which lie as it does."""
+        if not self.heads[i].per_token:
+            taps = [_patches_on_grid(carry, each) for each in taps]
+        return carry, self.heads[i](tuple(taps), carry.layout, key=key)
+
+    def _judge(self, i: int, following: int, carry: Carry, logits: Logits):
+        """What patches that leave after head ``i`` keep, [B, N, K], and who they are."""
+        scores = self.heads[i].token_scores(logits, carry.layout)
+        if self._keeps_scores:
+            canvas = readout(carry, scores)
+        else:
+            canvas = self._handed_on(i, following, on_grid(carry, logits))
+        return canvas, self._plan(i, carry, scores)
+
+    def _scores(self, carry: Carry, logits) -> Float[Array, "B r c K"]:
+        """What the last head says, on the grid."""
+        if self._keeps_scores and self.spec.exits:
+            scores = readout(carry, self.heads[-1].token_scores(logits, carry.layout))
+            return scores.reshape(len(scores), *carry.grid, -1)
+        size = tuple(side * self.spec.vit.patch for side in carry.grid)
+        return self.heads[-1].grid_scores(on_grid(carry, logits), size)
 
     def _plan(self, i: int, carry: Carry, scores: Float[Array, "*slots K"]) -> Plan:
         """The decision of head ``i``. It is hard: no gradient flows through it."""
@@ -240,10 +258,10 @@ class Segmenter(nnx.Module):
         return self.heads[following].as_mask(scores)
 
 
-def _on_grid(carry: Carry, logits: Logits | tuple[Logits, ...]):
+def on_grid(carry: Carry, logits: Logits | tuple[Logits, ...]):
     """The same logits with a mask row per patch, [B, r, c, K]; a map stays as it is."""
     if not isinstance(logits, Logits):
-        return tuple(_on_grid(carry, level) for level in logits)
+        return tuple(on_grid(carry, level) for level in logits)
     if logits.mask.ndim == 4:
         return logits
     mask = readout(carry, logits.mask)

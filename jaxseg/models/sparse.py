@@ -3,27 +3,43 @@
 Their one fate is Bypass (`jaxseg.bypass`). A stage runs from one cut to the next; a cut may lie
 between the two halves of a block. Heads read the map, so they see every patch; that of a classifier
 sees the class token beside them.
+
+Patches may share tokens from the start, and tokens may leave for good after a head: both happen to
+the rows of the map, of which the method then chooses among fewer. So merging, choosing and exits
+combine without knowing of each other. An exit is one more cut, at which nothing is chosen.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
-from jaxseg.bypass import Choice, Cut, Journey, Look, in_rows, read, rejoin, spread
+from jaxseg.bypass import (
+    Choice,
+    Cut,
+    Journey,
+    Look,
+    in_rows,
+    of_patches,
+    read,
+    rejoin,
+    settle,
+    spread,
+)
 from jaxseg.execute import Masked, Packing
 from jaxseg.losses import Term, feature_distillation, score_distillation
 from jaxseg.models.classifier import ClassHead
 from jaxseg.models.gates import Chooser, fingerprint
-from jaxseg.models.heads import AtmHead, CascadeHead
+from jaxseg.models.heads import AtmHead, CascadeHead, Logits
 from jaxseg.models.layers import subkeys
 from jaxseg.models.network import TEACHER, Arrays, network
-from jaxseg.models.segmenter import Segmenter, SegmenterSpec
-from jaxseg.tokens import Rows
+from jaxseg.models.segmenter import Segmenter, SegmenterSpec, on_grid
+from jaxseg.tokens import Carry, Rows
 
 
 class Method(Protocol):
@@ -31,7 +47,8 @@ class Method(Protocol):
 
     cuts: where it decides, in rising order. preserve: who is not chosen keeps its features for the
     heads, else reads as zero. listens: it asks for the class attention of the last block before a
-    cut. fixed_counts: `Choice.count` is always given. distil: weight of what a dense teacher says.
+    cut. fixed_counts: `Choice.count` is always given. fuses: `Choice.fused`, too.
+    distil: weight of what a dense teacher says.
     """
 
     cuts: tuple[Cut, ...]
@@ -39,6 +56,7 @@ class Method(Protocol):
     listens: bool
     needs_class_token: bool
     fixed_counts: bool
+    fuses: bool
     distil: float
 
     def gates(self, width: int) -> list[nnx.Module]:
@@ -54,6 +72,14 @@ class Method(Protocol):
         """Of the decisions themselves; ``alive`` as in `jaxseg.execute.Answer`."""
 
 
+class Stop(NamedTuple):
+    """Where a stage ends: at cut ``number`` of the method, or at an exit behind head ``head``."""
+
+    cut: Cut
+    number: int
+    head: int | None = None
+
+
 @dataclass(frozen=True)
 class SparseSpec(SegmenterSpec):
     """``seed``: what random choices at inference start from. ``off``: everybody is chosen."""
@@ -63,8 +89,17 @@ class SparseSpec(SegmenterSpec):
     off: bool = False
 
     @property
+    def stops(self) -> tuple[Stop, ...]:
+        """In the order of depth; where both meet, tokens leave before the method chooses."""
+        exits = [
+            Stop(Cut(self.heads[i].taps[-1] + 1), number, i) for number, i in enumerate(self.exits)
+        ]
+        chosen = [] if self.off else [Stop(cut, n) for n, cut in enumerate(self.method.cuts)]
+        return tuple(sorted([*exits, *chosen], key=lambda stop: stop.cut.position))
+
+    @property
     def cuts(self) -> tuple[Cut, ...]:
-        return () if self.off else self.method.cuts
+        return tuple(stop.cut for stop in self.stops)
 
     @property
     def artificial(self) -> bool:
@@ -77,23 +112,32 @@ class SparseSpec(SegmenterSpec):
 
     @property
     def adaptive(self) -> bool:
-        return not self.off
+        return bool(self.stops) or self.merge is not None
 
     @property
     def executor(self) -> Masked | Packing | None:
-        if self.off:
+        if not self.adaptive:
             return Masked()
-        return Packing() if self.method.fixed_counts else None
+        return Packing() if self.fixed_counts else None
+
+    @property
+    def fixed_counts(self) -> bool:
+        """Whether it is known beforehand how many tokens of an image go through each block."""
+        return self.method.fixed_counts and not self.exits and self.merge is None
+
+    @property
+    def grows(self) -> bool:
+        return self.method.fuses
 
     @property
     def stages(self) -> int:
-        return len(self.cuts) + 1
+        return len(self.stops) + 1
 
     def make(self, batch_axis: str | None = None) -> "SparseSegmenter":
         return SparseSegmenter(self, batch_axis)
 
     def dense(self) -> "SparseSpec":
-        return replace(self, off=True)
+        return replace(super().dense(), off=True)
 
     def teacher_arrays(self, arrays: Arrays) -> Arrays:
         """Of a dense model with this ViT and these heads: copies of what distillation needs."""
@@ -109,8 +153,9 @@ class SparseSpec(SegmenterSpec):
 
         def teacher(images):
             prefix, grid = int(self.vit.class_token), frozen.vit.grid(*images.shape[1:3])
-            rows = list(frozen.vit(images, head.taps).values())
-            return _of_rows(frozen.heads[0], rows, grid, prefix), rows[-1][:, prefix:]
+            rows = tuple(frozen.vit(images, head.taps).values())
+            carry = Carry(rows[-1], Rows(None, prefix), grid)
+            return on_grid(*frozen._read(0, carry, rows, None)), rows[-1][:, prefix:]
 
         model.teacher = teacher
 
@@ -127,27 +172,51 @@ class SparseSegmenter(Segmenter):
 
     def begin(self, images: Float[Array, "B H W 3"]) -> Journey:
         """Everybody in rows, class token first."""
-        noise = fingerprint(images, self.spec.seed)
-        images = images.astype(self.vit.pos_embed[...].dtype)
-        x = self.vit.embed(images)
+        noise, start = fingerprint(images, self.spec.seed), super().begin(images)
+        x, there, owner = start.x, start.layout.valid, start.owner
+        if there is None and self.spec.exits:
+            there = jnp.ones(x.shape[:2], bool)
         if self.spec.artificial:
             token = self.method.class_token[...].astype(x.dtype)
             token = jnp.broadcast_to(token, (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([token, x], axis=1)
-        layout, grid = Rows(None, self.spec.prefix), self.vit.grid(*images.shape[1:3])
-        left = jnp.full((len(x), grid[0] * grid[1]), -1, jnp.int32)
-        return Journey(x, layout, grid, canvas=x, left=left, noise=noise)
+            if there is not None:
+                there = jnp.pad(there, ((0, 0), (1, 0)), constant_values=True)
+            if owner is not None:
+                owner = owner + 1 + jnp.arange(len(x))[:, None]
+        patches = math.prod(start.grid)
+        return Journey(
+            x,
+            Rows(there, self.spec.prefix),
+            start.grid,
+            owner,
+            left=jnp.full((len(x), patches), -1, jnp.int32),
+            window=start.window,
+            map=x,
+            there=there,
+            inside=there,
+            noise=noise,
+        )
 
     def decide(self, carry: Journey, stage: int) -> tuple[Journey, Choice]:
-        """Blocks up to the cut that ends ``stage``, and the decision there."""
-        return self._to_cut(carry, stage, self.spec.heads[-1].taps, *self._no_keys())
+        """Blocks up to the cut or exit that ends ``stage``, and the decision there."""
+        stop, keys = self.spec.stops[stage], self._no_keys()
+        taps = self._next_taps(stage)
+        begin = self.spec.stops[stage - 1].cut.position if stage else 0
+        if stop.head is None:
+            return self._to_cut(carry, begin, stop, taps, keys[0], None)
+        following = next(i for i in self.spec.active if i > stop.head)
+        carry = self._run(carry, begin, stop.cut.position, taps, keys[0])
+        view, logits = self._at_head(stop.head, carry, None)
+        canvas, plan = self._judge(stop.head, following, view, logits)
+        return settle(replace(carry, canvas=canvas, taps=()), plan, stop.number)
 
     def finish(self, carry: Journey) -> Float[Array, "B r c K"]:
         """The remaining blocks and the last head: scores on the grid."""
-        taps = self.spec.heads[-1].taps
-        carry = self._run(carry, len(self.spec.cuts), self._end, taps, self._no_keys()[0])
-        size = tuple(side * self.spec.vit.patch for side in carry.grid)
-        return self.heads[-1].grid_scores(self._head(-1, carry, carry.taps, None), size)
+        begin = self.spec.stops[-1].cut.position if self.spec.stops else 0
+        taps = self._next_taps(len(self.spec.stops))
+        carry = self._run(carry, begin, self._end(-1), taps, self._no_keys()[0])
+        return self._scores(*self._at_head(-1, carry, None))
 
     def __call__(
         self, images: Float[Array, "B H W 3"], *, key: Key[Array, ""] | None = None
@@ -171,81 +240,99 @@ class SparseSegmenter(Segmenter):
             terms |= self._distilled(outputs[-1], carry, *self.teacher(images))
         return terms
 
-    @property
-    def _end(self) -> int:
-        """Position behind the last block that a head reads."""
-        return 2 * (self.spec.heads[-1].taps[-1] + 1)
+    def _end(self, i: int) -> int:
+        """Position behind the last block that head ``i`` reads."""
+        return 2 * (self.spec.heads[i].taps[-1] + 1)
+
+    def _next_taps(self, stage: int) -> tuple[int, ...]:
+        """What the first head from ``stage`` on reads, of those that inference runs."""
+        exits = (stop.head for stop in self.spec.stops[stage:] if stop.head is not None)
+        return self.spec.heads[next(exits, -1)].taps
 
     def _forward(self, images, key) -> tuple[list, Journey, list[Choice]]:
         """Logits of all heads, the last carry, all choices: what training sees."""
         vit_key, cut_key, *head_keys = subkeys(key, 2 + len(self.heads))
         block_keys = subkeys(vit_key, len(self.vit.blocks))
-        cut_keys = subkeys(cut_key, len(self.spec.cuts))
-        taps = tuple(tap for head in self.spec.heads for tap in head.taps)
-        carry, choices = self.begin(images), []
-        for stage in range(len(self.spec.cuts)):
-            carry, choice = self._to_cut(carry, stage, taps, block_keys, cut_keys)
-            choices.append(choice)
-            carry = Masked().pick(carry, choice)
-        carry = self._run(carry, len(self.spec.cuts), self._end, taps, block_keys)
-        read_maps = dict(zip(taps, carry.taps, strict=True))
-        outputs = [
-            self._head(i, carry, tuple(read_maps[tap] for tap in head.taps), head_key)
-            for i, (head, head_key) in enumerate(zip(self.spec.heads, head_keys, strict=True))
-        ]
+        cuts = [stop for stop in self.spec.stops if stop.head is None]
+        cut_keys = subkeys(cut_key, len(cuts))
+        heads = [(self._end(i), 0, i) for i in range(len(self.heads))]
+        places = sorted([*heads, *((stop.cut.position, 1, stop.number) for stop in cuts)])
+        carry, begin, outputs, choices, canvases = self.begin(images), 0, [], [], {}
+        for position, is_cut, number in places:
+            taps = self.spec.heads[min(len(outputs), len(self.heads) - 1)].taps
+            if is_cut:
+                carry, choice = self._to_cut(
+                    carry, begin, cuts[number], taps, block_keys, cut_keys[number]
+                )
+                choices.append(choice)
+                carry = Masked().pick(carry, choice)
+            else:
+                carry = self._run(carry, begin, position, taps, block_keys)
+                carry = replace(carry, canvas=canvases.get(number))
+                view, logits = self._at_head(number, carry, head_keys[number])
+                outputs.append(on_grid(view, logits))
+                if number in self.spec.exits:
+                    later = range(number + 1, len(self.heads))
+                    canvases = {j: self._handed_on(number, j, outputs[-1]) for j in later}
+                    scores = self.heads[number].token_scores(logits, view.layout)
+                    plan = self._plan(number, view, scores)
+                    carry = Masked().pick(*settle(carry, plan, self.spec.exits.index(number)))
+                if number < len(self.heads) - 1:
+                    carry = replace(carry, taps=())
+            begin = position
         return outputs, carry, choices
 
     def _no_keys(self) -> tuple[list[None], list[None]]:
-        return [None] * len(self.vit.blocks), [None] * len(self.spec.cuts)
+        return [None] * len(self.vit.blocks), [None] * len(self.heads)
 
-    def _to_cut(self, carry: Journey, stage: int, taps, block_keys, cut_keys):
+    def _to_cut(self, carry: Journey, begin: int, stop: Stop, taps, block_keys, cut_key):
         """A stage up to its cut, the tokens in rows again, and the choice."""
-        cut = self.spec.cuts[stage]
+        cut = stop.cut
         before = carry.reading
         if cut.inside:
-            carry = self._run(carry, stage, cut.position - 1, taps, block_keys)
+            carry = self._run(carry, begin, cut.position - 1, taps, block_keys)
             x, heard = self._halves(carry, cut.position - 1, cut.position, block_keys)
-            rows = spread(carry, x, carry.canvas)
+            rows = spread(carry, x, carry.map)
+            heard = None if heard is None else spread(carry, heard)
         else:
-            carry, heard = self._run_heard(carry, stage, cut.position, taps, block_keys)
-            rows = carry.canvas
-        inside = jnp.ones(rows.shape[:2], bool) if carry.inside is None else carry.inside
+            carry = self._run(carry, begin, cut.position, taps, block_keys)
+            rows, heard = carry.map, carry.heard
+        patch = jnp.broadcast_to(jnp.arange(rows.shape[1]) >= self.spec.prefix, rows.shape[:2])
+        patch = patch if carry.there is None else patch & carry.there
         look = Look(
-            number=stage,
+            number=stop.number,
             carry=carry,
             rows=rows,
-            inside=inside,
-            patch=jnp.arange(rows.shape[1]) >= self.spec.prefix,
-            heard=None if heard is None else spread(carry, heard),
+            inside=jnp.ones(rows.shape[:2], bool) if carry.inside is None else carry.inside,
+            patch=patch,
+            heard=heard,
             before=before,
-            key=cut_keys[stage],
+            key=cut_key,
         )
         choice = self.spec.method.choose(getattr(self.method, "gates", ()), look)
+        if not self.spec.fixed_counts:
+            choice = choice._replace(count=None)
         return in_rows(carry, rows), choice
 
-    def _run(self, carry: Journey, stage: int, end: int, taps, block_keys) -> Journey:
-        return self._run_heard(carry, stage, end, taps, block_keys)[0]
-
-    def _run_heard(self, carry: Journey, stage: int, end: int, taps, block_keys):
-        """``stage`` up to position ``end``, written back; what heads read is kept on the way."""
-        begin = self.spec.cuts[stage - 1].position if stage else 0
+    def _run(self, carry: Journey, begin: int, end: int, taps, block_keys) -> Journey:
+        """Half blocks up to position ``end``, written back; what heads read is kept on the way."""
         stops = {2 * (tap + 1): tap for tap in taps if begin < 2 * (tap + 1) <= end}
         # Gradients of a choice flow through the first block behind it alone: SViT without
         # reactivation reuses a mask "without gradient".
         first = 2 * (begin // 2 + 1)
-        soft = {first} if carry.weight is not None and first < end else set()
-        heard = None
+        soft = {first} if carry.weight is not None and first <= end else set()
         for stop in sorted({*stops, *soft, end}):
             if stop > begin:
                 x, heard = self._halves(carry, begin, stop, block_keys)
-                carry = replace(carry, x=x)
+                heard = None if heard is None else spread(carry, heard)
+                carry = replace(carry, x=x, heard=heard)
             carry, begin = rejoin(carry), stop
             if stop in soft:
-                carry = replace(carry, x=carry.canvas, weight=None)
+                carry = replace(carry, x=carry.map, weight=None)
             if stop in stops:
                 seen = self.vit.normed(read(carry, not self.spec.method.preserve), stops[stop])
                 carry = replace(carry, taps=(*carry.taps, seen))
-        return carry, heard
+        return carry
 
     def _halves(self, carry: Journey, begin: int, end: int, block_keys):
         """Tokens after the half blocks ``begin`` to ``end``, and what the last attention says."""
@@ -271,22 +358,29 @@ class SparseSegmenter(Segmenter):
             return jax.tree.map(lambda value: value[:, 0], one)
         return halves(carry.x)
 
-    def _head(self, i: int, carry: Journey, taps, key):
-        """Logits of head ``i`` on the grid, from maps of all patches."""
-        return _of_rows(self.heads[i], taps, carry.grid, self.spec.prefix, key)
+    def _at_head(self, i: int, carry: Journey, key) -> tuple[Carry, Logits]:
+        """The rows of the map as head ``i`` reads them, and its logits. What has been fused belongs
+        to no place and is left out."""
+        prefix, patches = self.spec.prefix, math.prod(carry.grid)
+        if carry.there is None:  # then rows without class tokens are just the patches
+            first = 0 if isinstance(self.heads[i], ClassHead) else prefix
+            layout = Rows(None, prefix - first)
+        else:
+            first, layout = 0, Rows(carry.there[:, : prefix + patches], prefix)
+        seen = tuple(each[:, first : prefix + patches] for each in carry.taps)
+        settled = {name: getattr(carry, name) for name in ("owner", "canvas", "left", "window")}
+        return self._read(i, Carry(seen[-1], layout, carry.grid, **settled), seen, key)
 
     def _distilled(self, logits, carry: Journey, theirs, features) -> dict[str, Term]:
-        weight, prefix = self.spec.method.distil, self.spec.prefix
-        patches = slice(prefix, prefix + features.shape[1])
+        weight, seen = self.spec.method.distil, of_patches(carry, carry.taps[-1])
         kept = jnp.ones(features.shape[:2], bool)
-        kept = kept if carry.inside is None else carry.inside[:, patches]
+        if carry.inside is not None:
+            kept = of_patches(carry, carry.inside[..., None])[..., 0]
         head = self.heads[-1]
         scores = [class_shares(head, each) for each in (logits, theirs)]
         return {
             "distil.scores": score_distillation(*scores, weight),
-            "distil.features": feature_distillation(
-                carry.taps[-1][:, patches], features, kept, weight
-            ),
+            "distil.features": feature_distillation(seen, features, kept, weight),
         }
 
 
@@ -297,23 +391,3 @@ def class_shares(head, logits) -> Float[Array, "B r c K"]:
     if isinstance(head, AtmHead):
         return head.grid_scores(logits, logits.mask.shape[1:3])
     return jax.nn.softmax(logits.mask.astype(jnp.float32))
-
-
-def _of_rows(
-    head, rows: Sequence[Float[Array, "B C D"]], grid: tuple[int, int], prefix: int, key=None
-):
-    """Logits of a head on the grid, from ``prefix`` class tokens, patches and what is fused."""
-    first = 0 if isinstance(head, ClassHead) else prefix
-    seen = [each[:, first : prefix + grid[0] * grid[1]] for each in rows]
-    if not head.per_token:
-        seen = [each.reshape(len(each), *grid, -1) for each in seen]
-    return _on_grid(head(tuple(seen), Rows(None, prefix - first), key=key), grid)
-
-
-def _on_grid(logits, grid: tuple[int, int]):
-    """A mask row per slot as a map; all levels of a cascade."""
-    if not hasattr(logits, "mask"):
-        return tuple(_on_grid(level, grid) for level in logits)
-    if logits.mask.ndim == 4:
-        return logits
-    return logits._replace(mask=logits.mask.reshape(len(logits.mask), *grid, -1))

@@ -95,7 +95,7 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
         ratio = mean_gmacs(specs["dense"], dense, how.crop) / gmacs
         speedup = result.images_per_second / dense.images_per_second
         results |= {
-            "layers": exits.layers_of(spec),
+            "layers": exits.ends_of(spec),
             "tokens_per_stage": np.mean(result.alive, axis=0).tolist(),
             "dense_top1": dense.top1,
             "dense_top5": dense.top5,

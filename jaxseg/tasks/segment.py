@@ -128,12 +128,13 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
         print(exits.line(summary))
     if spec.merge is not None:
         merge_pictures.write_pictures(out / "merges", result, how, spec.vit.patch)
-    if spec.exits and config.method.policy != "oracle":
+    asks = spec.merge is None or config.method.policy != "oracle"  # without labels at hand
+    if spec.exits and asks:
         view = exits.StageView(network(spec), how)
         # Windows share one program, whole images of many sizes do not.
         samples = result.samples if how.mode == "whole" else result.samples[:3]
         exits.write_pictures(out / "exits", view, arrays, samples, result, classes)
-    if isinstance(spec, SparseSpec):
+    if isinstance(spec, SparseSpec) and asks:
         view = UsageView(network(spec), how)
         usage_page.write(out / "usage", title, view, arrays, source, result.samples)
     print(f"wrote {out}/results.json, confusion.png, report.html")
