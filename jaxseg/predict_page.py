@@ -3,20 +3,17 @@
 And a table of the same figures.
 """
 
-import base64
 import csv
-import functools
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from jaxseg.data.classes import Classes
 from jaxseg.exit_pictures import exit_titles
+from jaxseg.pages import data_url, environment
 from jaxseg.predict_pictures import (
     encoded,
     exit_colours,
@@ -133,7 +130,7 @@ def render(
     """
     failures = [row["error"] for row in rows if "error" in row]
     page = (
-        _environment()
+        environment()
         .get_template("predict.html.j2")
         .render(
             title=title,
@@ -239,12 +236,12 @@ def _slides(cards: Sequence[Card]) -> bool:
 def _pictures(picture: Picture, classes: Classes, layers: Sequence[int], side: int) -> list[str]:
     """Data URLs: photo, predictions in the order of the stages, exits if known."""
     size = limited(picture.labels.shape, side)
-    urls = [_data_url("jpeg", encoded(smaller(picture.image, size), "JPEG", quality=80))]
+    urls = [data_url("jpeg", encoded(smaller(picture.image, size), "JPEG", quality=80))]
     for labels in (*picture.stages, picture.labels):
-        urls.append(_data_url("png", palette_png(nearest(labels, size), classes)))
+        urls.append(data_url("png", palette_png(nearest(labels, size), classes)))
     if picture.left is not None:
         left = nearest(picture.left, size)
-        urls.append(_data_url("png", encoded(veil(left, len(layers)), "PNG")))
+        urls.append(data_url("png", encoded(veil(left, len(layers)), "PNG")))
     return urls
 
 
@@ -280,21 +277,3 @@ def _numbers(picture: Picture, layers: Sequence[int]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.0005 or not share else "< 0.1 %"
-
-
-def _data_url(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxseg"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    found.filters["digest"] = _digest
-    return found
-
-
-def _digest(text: str) -> str:
-    """How a content security policy names an inline style or script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -4,15 +4,11 @@ DIR/usage/index.html: self-contained, without scripts, in light and dark; usage.
 NAME.png: a sheet per picture. On the page choices lie over the photo as PNGs of a pixel per patch.
 """
 
-import base64
-import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -22,6 +18,7 @@ from jaxseg.data.classes import Classes, Source
 from jaxseg.evaluation import Sample
 from jaxseg.inference import fitted
 from jaxseg.models.network import Arrays
+from jaxseg.pages import data_url, environment
 from jaxseg.predict_pictures import encoded, limited, smaller
 from jaxseg.progress import Progress
 from jaxseg.usage import figures, spans
@@ -110,7 +107,7 @@ def card(
         height,
         columns * patch,
         rows * patch,
-        _data_url("jpeg", encoded(photo, "JPEG", quality=80)),
+        data_url("jpeg", encoded(photo, "JPEG", quality=80)),
         _png(heat(through, cuts)),
         heat_text(through),
         [Mask(_png(veil(mask)), text) for text, mask in masks_of(through, cuts)],
@@ -140,7 +137,7 @@ def render(
     ]
     counts = np.arange(value_range(cuts, blocks)[0], blocks + 1)
     page = (
-        _environment()
+        environment()
         .get_template("usage.html.j2")
         .render(
             title=title,
@@ -179,22 +176,4 @@ def _legend(values: Float[np.ndarray, " n"], form: str) -> list[tuple[str, str]]
 
 
 def _png(tokens: UInt8[np.ndarray, "r c 4"]) -> str:
-    return _data_url("png", encoded(tokens, "PNG"))
-
-
-def _data_url(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxseg"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    found.filters["digest"] = _digest
-    return found
-
-
-def _digest(text: str) -> str:
-    """How a content security policy names an inline style."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return data_url("png", encoded(tokens, "PNG"))

@@ -40,14 +40,19 @@ def spec_of(method, *, exits=EXITS, merge=ORACLE, vit=VIT, last=LAST, **others) 
 
 
 CASES = {
-    **{f"{name}, merging and exits": spec_of(name) for name in METHODS},
-    "svit, exits": spec_of("svit", merge=None),
+    "svit, merging and exits": spec_of("svit"),
+    "dynamicvit, merging and exits": spec_of("dynamicvit"),
+    "evit, merging and exits": spec_of("evit"),
+    "evovit, merging and exits": spec_of("evovit"),
+    "ats, merging and exits": spec_of("ats"),
+    "svit, no way back": spec_of("svit, no way back"),
     "dynamicvit, exits, class token": spec_of("dynamicvit", merge=None, vit=CLASS_TOKEN),
     "evit, exits": spec_of("evit", merge=None),
     "evovit, final": spec_of("evovit", merge=None, final_at_exit=True),
     "svit, merging": spec_of("svit, static", exits=()),
-    "evit, merging, class token": spec_of("evit", exits=(), vit=CLASS_TOKEN),
-    "ats, merging": spec_of("ats", exits=(), last=HeadSpec((3,), CONV)),
+    "evit, merging, class token": spec_of(
+        "evit", exits=(), vit=CLASS_TOKEN, last=HeadSpec((3,), CONV)
+    ),
     "dynamicvit, cascade": spec_of("dynamicvit", exits=(), last=HeadSpec((1, 2, 3), ATM)),
     "average": spec_of(
         "dynamicvit",
@@ -87,7 +92,7 @@ def test_executors_agree_and_an_image_is_alone_in_its_batch(name):
         assert (np.asarray(reference.left) >= 0).any(), "nobody leaves"
     chain = few_programs(net)
     same(chain(arrays, batch), reference)
-    if name not in ("svit, merging and exits", "evit, exits", "ats, merging"):
+    if name not in ("svit, merging and exits", "evit, exits"):
         return
     own = {n: v[1:2] if n.startswith("policy") else v for n, v in arrays.items()}
     alone = chain(own, batch[1:2])
@@ -115,7 +120,7 @@ def test_warmup_compiles_all_that_is_needed(name):
         assert program.compiled == before
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["svit", "dynamicvit", "evit", "ats"])
 def test_exits_that_nobody_takes_and_windows_that_nobody_accepts_change_nothing(method):
     shut = tuple(dataclasses.replace(head, decide=Exit(0.999999)) for head in EXITS)
     spec = spec_of(method, exits=shut)
@@ -147,7 +152,7 @@ def test_everybody_chosen_is_step():
 
 
 @pytest.mark.parametrize(
-    "name", ["svit, merging and exits", "dynamicvit, merging and exits", "ats, merging"]
+    "name", ["svit, merging and exits", "dynamicvit, merging and exits", "svit, no way back"]
 )
 def test_training_gives_finite_losses_and_gradients(name):
     spec = CASES[name]
@@ -158,8 +163,7 @@ def test_training_gives_finite_losses_and_gradients(name):
         return sum(term.value() for term in terms.values()), terms
 
     grads, terms = jax.jit(jax.grad(loss, has_aux=True))(*network(spec).split(arrays))
-    assert ("method.ratio" in terms) == (not name.startswith("ats"))
-    assert {n.split(".")[0] for n in terms} >= {"decode"}
+    assert {n.split(".")[0] for n in terms} == {"method", "aux_0", "aux_1", "decode"}
     for parameter, grad in grads.items():
         grad = np.asarray(grad)
         assert np.isfinite(grad).all(), parameter
