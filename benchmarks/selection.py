@@ -63,7 +63,7 @@ class Forced:
         place = jax.vmap(jax.random.uniform)(keys)
         lots = jax.vmap(lambda key: jax.random.uniform(key, look.inside.shape[1:]))(keys)
         chosen = lots < (mean + (2 * place - 1) * reach)[:, None]
-        return choice._replace(chosen=chosen | (choice.chosen & (lots > 2.0)))
+        return choice._replace(chosen=look.patch & (chosen | (choice.chosen & (lots > 2.0))))
 
 
 def main(_) -> None:
@@ -72,7 +72,7 @@ def main(_) -> None:
     classes = FLAGS.classes or build.class_count(config)
     size = tuple(config.data.crop)
     how = EvalSpec(mode="whole", crop=size, stride=size, batch_size=batch)
-    dense = build.segmenter_spec(config, classes)
+    dense = build.segmenter_spec(config, classes).dense()
     rng = np.random.default_rng(config.seed)
     names = [name for name in GIVEN if not FLAGS.only or name in FLAGS.only]
     specs = {}

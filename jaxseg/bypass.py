@@ -24,10 +24,14 @@ from jaxseg.tokens import Carry, Packed, Rows, readout
 
 
 class Cut(NamedTuple):
-    """Where a method decides: before a block (0-based), or ``inside`` it, between its halves."""
+    """Where a method decides: before a block (0-based), or ``inside`` it, between its halves.
+
+    ``leaves``: it is an exit, where a head has decided who leaves for good.
+    """
 
     block: int
     inside: bool = False
+    leaves: bool = False
 
     @property
     def position(self) -> int:
@@ -79,9 +83,10 @@ class Choice(NamedTuple):
 
     chosen: the rows that the next blocks work on. Class tokens always do, whatever it says.
     count: how many patches of every image that is, where it is known beforehand; None: it depends.
-    weight: in training ``chosen`` as numbers, exactly 0 or 1, with a gradient. policy: whether
-    attention weighs its keys by it, too. memory: what to remember for the next cut.
-    fused: one more row that the next blocks work on. among: in training, who could be chosen.
+    weight: in training ``chosen`` as numbers, exactly 0 or 1, with a gradient; None behind an exit,
+    where those of the last cut hold on. policy: whether attention weighs its keys by them, too.
+    memory: what to remember for the next cut. fused: one more row that the next blocks work on.
+    among: in training, who could be chosen.
     """
 
     chosen: Bool[Array, "B C"]
@@ -126,19 +131,9 @@ class Look(NamedTuple):
             return rule(slots)
         return jnp.array([rule(n) for n in range(slots + 1)])[self.patch.sum(axis=1)]
 
-    def working(self) -> tuple[Float[Array, "B n D"], Bool[Array, "B n"]]:
-        """Who does not wait, in rows, and which of these are patches.
-
-        Shorter rows than those of the map where all images have as many of them.
-        """
-        if isinstance(self.carry.layout, Packed):
-            return self.rows, self.inside & self.patch
-        return self.carry.x, self.carry.layout.patches(self.carry.x)
-
-    def back(self, values: Float[Array, "B n F"]) -> Float[Array, "B C F"]:
-        """Numbers of `working`'s rows as those of the map; any of those who wait."""
-        packed = isinstance(self.carry.layout, Packed)
-        return values if packed else spread(self.carry, values)
+    def spread(self, per_slot: Float[Array, "*slots F"]) -> Float[Array, "B C F"]:
+        """Numbers of the tokens as they lie, as rows; 0 for those who wait."""
+        return spread(self.carry, per_slot)
 
 
 def spread(
@@ -198,7 +193,7 @@ def choose(carry: Journey, choice: Choice) -> Journey:
         carry,
         inside=chosen | first,
         weight=None if weight is None else jnp.where(first, 1.0, weight),
-        reading=None if weight is None else jnp.where(first, 1.0, weight),
+        reading=carry.reading if weight is None else jnp.where(first, 1.0, weight),
         memory=choice.memory,
     )
 
@@ -216,14 +211,14 @@ def settle(carry: Journey, plan: Plan, number: int) -> tuple[Journey, Choice]:
     stays = ~plan.goes.reshape(batch, began)
     stays = jnp.pad(stays, ((0, 0), (0, fused.shape[1])), constant_values=True)
     there = stays & carry.there
+    kept = None if carry.reading is None else jnp.where(there, carry.reading, 0.0)
     choice = Choice(
-        there if carry.inside is None else there & carry.inside,
-        weight=None if carry.reading is None else jnp.where(there, carry.reading, 0.0),
+        there & carry.inside,
         policy=isinstance(carry.layout, Rows) and carry.layout.policy is not None,
         memory=carry.memory,
     )
     x = jnp.concatenate([settled.x, fused], axis=1)
-    return in_rows(replace(settled, map=x, there=there), x), choice
+    return in_rows(replace(settled, map=x, there=there, reading=kept), x), choice
 
 
 def in_rows(carry: Journey, x: Float[Array, "B C D"]) -> Journey:

@@ -91,8 +91,8 @@ def defaults() -> ConfigDict:
     config.method = method = ConfigDict()
     # dense | dtop (tokens leave early) | svit, dynamicvit, evit, evovit, ats (tokens skip blocks)
     method.name = "dense"
-    # All but dense: after layer N (1-based; a head must read block N - 1, see model.taps) tokens
-    # more confident than this leave; 1 = no exit there.
+    # segment, all but dense: after layer N (1-based; a head must read block N - 1, see model.taps)
+    # tokens more confident than this leave; 1 = no exit there.
     for layer in range(1, 24):
         method[f"exit{layer}"] = ConfigDict({"threshold": 1.0})
     # dtop: what stays of those that could leave: top_k | remove | average | average_top_k
@@ -106,7 +106,7 @@ def defaults() -> ConfigDict:
     method.final_at_exit = False
 
     # The five that choose tokens. Layers (1-based) before which they do, of evit and ats in which;
-    # what is kept there, as shares of all patches (evit: of those left). () = as published.
+    # what is kept there, as shares of the tokens there are (evit: of those left). () = published.
     method.layers = ()
     method.keep = ()
     method.preserve = True  # who is not chosen keeps its last features; False: reads as zero

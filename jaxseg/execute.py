@@ -58,7 +58,7 @@ class Masked:
     def pick(self, carry: Journey, choice: Choice) -> Journey:
         """``carry`` in rows; all of them are worked on, and the chosen written back."""
         carry = choose(carry, choice)
-        policy = carry.weight if choice.policy else None
+        policy = carry.reading if choice.policy else None
         return replace(carry, layout=Rows(carry.inside, carry.layout.prefix, policy))
 
     def run(self, stage: Callable[[Carry], object], carry: Carry):

@@ -100,9 +100,10 @@ def layers_of(spec: SegmenterSpec) -> list[int]:
 
 
 def ends_of(spec: SegmenterSpec) -> list[int]:
-    """The layers where stages end: after which tokens leave, before or in which they are chosen."""
+    """The last layer (1-based) of each stage but the last: tokens leave, or are chosen, behind it
+    or in the middle of it."""
     if isinstance(spec, SparseSpec):
-        return [stop.cut.block + (stop.head is None) for stop in spec.stops]
+        return [cut.block + cut.inside for cut in spec.cuts]
     return layers_of(spec)
 
 

@@ -123,16 +123,17 @@ def usage_term(
     ``batch_axis``.
     """
     targets = jnp.asarray(targets, jnp.float32)
-    counts = [jnp.maximum(a.sum(axis=1), 1).astype(jnp.float32) for a in among]
-    shares = [u.astype(jnp.float32).sum(axis=1) / n for u, n in zip(used, counts, strict=True)]
-    shares = jnp.stack(shares)  # [choices, B]
+    used = jnp.stack([u.astype(jnp.float32).sum(axis=1) for u in used])  # [choices, B]
+    there = jnp.stack([a.astype(jnp.float32).sum(axis=1) for a in among])
     if per_image:
-        gaps = jnp.square(shares - targets[:, None]).mean(axis=0)
+        gaps = jnp.square(used / jnp.maximum(there, 1.0) - targets[:, None])
+        gaps = jnp.where(there > 0, gaps, 0.0).mean(axis=0)
         return Term(weight * gaps.sum(), jnp.asarray(gaps.size, jnp.float32))
-    share = shares.mean(axis=1)
+    used, there = used.sum(axis=1), there.sum(axis=1)
     if batch_axis is not None:
-        share = jax.lax.pmean(share, batch_axis)
-    return Term(weight * jnp.square(share - targets).mean(), jnp.ones(()))
+        used, there = (jax.lax.psum(total, batch_axis) for total in (used, there))
+    gaps = jnp.square(used / jnp.maximum(there, 1.0) - targets)
+    return Term(weight * jnp.where(there > 0, gaps, 0.0).mean(), jnp.ones(()))
 
 
 def score_distillation(

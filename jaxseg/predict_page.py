@@ -88,8 +88,9 @@ class Card(NamedTuple):
     numbers: str
 
 
-def card(picture: Picture, classes: Classes, layers: Sequence[int]) -> Card:
-    """The picture made small for the page; ``layers`` are those (1-based) after which tokens leave.
+def card(picture: Picture, classes: Classes, layers: Sequence[int], ends: Sequence[int]) -> Card:
+    """The picture made small for the page; ``layers`` are those (1-based) after which tokens leave,
+    ``ends`` those at which the number of tokens changes at all.
 
     Prediction and exits lie over the picture, which is stored once: a PNG of a few colours is much
     smaller than another photo.
@@ -111,7 +112,7 @@ def card(picture: Picture, classes: Classes, layers: Sequence[int]) -> Card:
         _exit_texts(picture.left, layers) if exits else [],
         shares,
         rest,
-        _numbers(picture, layers),
+        _numbers(picture, ends),
     )
 
 
@@ -267,11 +268,11 @@ def _shares(labels: np.ndarray, classes: Classes) -> tuple[list[tuple[int, str, 
     return named, rest
 
 
-def _numbers(picture: Picture, layers: Sequence[int]) -> str:
+def _numbers(picture: Picture, ends: Sequence[int]) -> str:
     macs, dense = (f"{each:.3g}" for each in (picture.gmacs, picture.dense_gmacs))
     compared = f" (dense {dense})" if dense != macs else ""
-    ends = [*(f"up to layer {layer}" for layer in layers), "to the end"]
-    tokens = (f"{n} {end}" for n, end in zip(picture.tokens, ends, strict=True))
+    spans = [*(f"up to layer {layer}" for layer in ends), "to the end"]
+    tokens = (f"{n} {span}" for n, span in zip(picture.tokens, spans, strict=True))
     return f"{macs} GMACs{compared}, {picture.milliseconds:.0f} ms, tokens: {', '.join(tokens)}"
 
 

@@ -43,6 +43,10 @@ class Rows:
         del x
         return values[:, None]
 
+    def total(self, x: Float[Array, "B C F"]) -> Float[Array, "B F"]:
+        """The sum over the slots of each image, dead ones too."""
+        return x.sum(axis=1)
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -75,6 +79,11 @@ class Packed:
     def of_image(self, values: Num[Array, "B ..."], x: Float[Array, "S g"]) -> Array:
         """[S, ...]: the value of its image for every slot of ``x``."""
         return values[self.image(len(x))]
+
+    def total(self, x: Float[Array, "S F"]) -> Float[Array, "B F"]:
+        """The sum over the slots of each image; those behind the last count as its own."""
+        total = jnp.zeros((len(self.count), x.shape[-1]), x.dtype)
+        return total.at[self.image(len(x))].add(x)
 
     @property
     def used(self) -> Int[Array, ""]:

@@ -34,7 +34,8 @@ def went(
 
 
 def spans(cuts: Sequence[Cut], blocks: int) -> list[tuple[int, int]]:
-    """First and last layer (1-based) that the choice at each cut holds for."""
+    """First and last layer (1-based) that the choice at each cut holds for; empty (last < first)
+    where the next is at the same place."""
     ends = [cut.block for cut in cuts[1:]] + [blocks]
     return [(cut.block + 1, end) for cut, end in zip(cuts, ends, strict=True)]
 
@@ -174,7 +175,7 @@ def figures(usage: Usage, cuts: Sequence[Cut], names: Sequence[str]) -> dict[str
     return {
         "images": usage.images,
         "patches": int(patches),
-        "cuts": [{"layer": cut.block + 1, "inside": cut.inside} for cut in cuts],
+        "cuts": [{"layer": c.block + 1, "inside": c.inside, "leaves": c.leaves} for c in cuts],
         "usage": float(used.mean() / patches),
         "blocks_per_patch": float(used.sum() / patches),
         "next_of_reactivated": _known(_ratio(usage.following.sum(), usage.later.sum())),

@@ -161,8 +161,10 @@ def _choices(cuts: Sequence[Cut], blocks: int) -> list[str]:
     """Per layer, where its patches are chosen."""
     found = ["all"] * blocks
     for cut, (first, last) in zip(cuts, spans(cuts, blocks), strict=True):
-        found[first - 1 : last] = [f"as in {first}"] * (last - first + 1)
-        found[first - 1] = "inside" if cut.inside else "before"
+        if last >= first:
+            found[first - 1 : last] = [f"as in {first}"] * (last - first + 1)
+            where = "inside" if cut.inside else "before"
+            found[first - 1] = "some have left" if cut.leaves else where
     return found
 
 

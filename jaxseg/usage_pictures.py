@@ -103,6 +103,8 @@ def masks_of(through: np.ndarray, cuts: Sequence[Cut]) -> list[tuple[str, np.nda
     """What is said about each choice, and who goes on."""
     found = []
     for first, last in spans(cuts, len(through)):
+        if last < first:
+            continue
         mask = through[first - 1]
         layers = f"layer {first}" if first == last else f"layers {first} to {last}"
         found.append((f"{layers}: {100 * mask.mean():.0f} %", mask))

@@ -94,7 +94,7 @@ class Page(HTMLParser):
 def page_of(*pictures, layers=LAYERS, failures=(), count=None) -> Page:
     rows = [predict_page.row(p, "labels/x.png") for p in pictures]
     rows += [{"file": "f", "error": text} for text in failures]
-    cards = [predict_page.card(p, CLASSES, layers) for p in pictures]
+    cards = [predict_page.card(p, CLASSES, layers, layers) for p in pictures]
     notes = predict_page.notes(rows, cards, layers, len(rows) if count is None else count)
     return Page(predict_page.render(f"Of {EVIL}", rows, notes, cards, CLASSES, layers))
 
@@ -102,6 +102,13 @@ def page_of(*pictures, layers=LAYERS, failures=(), count=None) -> Page:
 @pytest.fixture(scope="module")
 def page():
     return page_of(a_picture(), a_picture("second"), failures=[EVIL])
+
+
+def test_tokens_are_told_per_stage_and_layers_per_exit():
+    """A method that chooses tokens has stages without exits: no layers, as many ends as cuts."""
+    picture = a_picture(left=None, labels=np.zeros((60, 90), np.uint8), stages=())
+    card = predict_page.card(picture, CLASSES, [], [3, 6])
+    assert card.numbers.endswith("tokens: 54 up to layer 3, 36 up to layer 6, 27 to the end")
 
 
 def test_names_from_outside_are_text(page):
@@ -191,11 +198,11 @@ def test_pages_stay_small_whatever_the_picture():
     """Noise is what neither JPEG nor PNG can shrink."""
     sizes = []
     for size in ((900, 1300), (3000, 40), (1, 1)):
-        card = predict_page.card(a_picture(size=size, noisy=True), CLASSES, LAYERS)
+        card = predict_page.card(a_picture(size=size, noisy=True), CLASSES, LAYERS, LAYERS)
         sizes.append(len(card.photo + card.exits) + sum(len(layer.url) for layer in card.layers))
         assert max(card.width, card.height) <= 720
     assert max(sizes) < predict_page.LARGEST == 300_000
-    calm = predict_page.card(a_picture(size=(900, 1300)), CLASSES, LAYERS)
+    calm = predict_page.card(a_picture(size=(900, 1300)), CLASSES, LAYERS, LAYERS)
     assert (calm.width, calm.height) == (720, 498)
 
 
@@ -207,7 +214,7 @@ def test_what_is_left_out_is_said():
     text = " ".join(page_of(a_picture(), count=4).text)
     assert "3 of 4 pictures were not looked at" in text
     rows = [predict_page.row(a_picture(), "x")] * 3
-    cards = [predict_page.card(a_picture(), CLASSES, LAYERS)]
+    cards = [predict_page.card(a_picture(), CLASSES, LAYERS, LAYERS)]
     assert "first 1 of 3 pictures" in " ".join(predict_page.notes(rows, cards, LAYERS, 3))
     reduced = a_picture(predicted_at=(30, 45))
     assert "90 x 60, predicted at 45 x 30, labels enlarged" in " ".join(page_of(reduced).text)

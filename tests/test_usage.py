@@ -20,7 +20,7 @@ from test_bypass import CASES
 from test_predict_page import Page
 from tiny_models import GRID, PATCH, images, numbers
 
-from jaxseg import build, model_dir, usage, usage_page, usage_pictures
+from jaxseg import build, model_dir, pages, usage, usage_page, usage_pictures
 from jaxseg.bypass import Cut
 from jaxseg.data.classes import make_classes
 from jaxseg.evaluation import Sample
@@ -132,6 +132,17 @@ def test_a_choice_holds_until_the_next(blocks, inside, seed):
         np.testing.assert_array_equal(through[first - 1 : last], [mask] * (last - first + 1))
 
 
+def test_an_exit_and_a_cut_at_one_place_are_told_once():
+    """Whoever leaves there is among those who are not chosen."""
+    cuts = [Cut(1), Cut(3, leaves=True), Cut(3), Cut(4, leaves=True)]
+    chosen = np.ones((4, 2, 3), bool)
+    chosen[1:, 0], chosen[2:, 1, 0], chosen[3] = False, False, False
+    through = usage.went(chosen, cuts, 5)
+    told = usage_pictures.masks_of(through, cuts)
+    assert [text for text, _ in told] == ["layers 2 to 3: 100 %", "layer 4: 33 %", "layer 5: 0 %"]
+    assert usage_page._choices(cuts, 5) == ["all", "before", "as in 2", "before", "some have left"]
+
+
 def test_the_mean_map_is_on_the_grid_that_most_images_have():
     def of(size, blocks):
         through = np.arange(4)[:, None, None] < np.asarray(blocks)
@@ -204,7 +215,7 @@ def write(folder, how, samples):
 def test_figures_are_of_all_images(written):
     told = json.loads((written / "usage.json").read_text())
     assert told["images"] == 5 and told["patches"] == 5 * 35
-    assert told["cuts"] == [{"layer": i, "inside": False} for i in (2, 3, 4)]
+    assert told["cuts"] == [{"layer": i, "inside": False, "leaves": False} for i in (2, 3, 4)]
     assert [row["usage"] for row in told["layers"]][0] == 1.0
     assert np.array(told["heat_map"]).shape == GRID
     assert np.mean(told["heat_map"]) == pytest.approx(told["blocks_per_patch"], abs=1e-3)
@@ -245,7 +256,7 @@ def test_nothing_is_loaded_from_elsewhere(written):
     urls = [a[name] for _, a in page.tags for name in ("src", "href") if name in a]
     assert urls and all(re.match("data:image/(jpeg|png);base64,|#i", url) for url in urls)
     (policy,) = [a["content"] for a in page.all("meta") if "http-equiv" in a]
-    digest = usage_page._digest(page.raw["style"])
+    digest = pages._digest(page.raw["style"])
     assert "default-src 'none'" in policy and f"style-src '{digest}'" in policy
     assert not any("style" in attributes for _, attributes in page.tags)
 

@@ -21,6 +21,13 @@ def classifier_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
     for field in ("class_token", "final_norm"):
         if not model[field]:
             raise UserError(f"config.model.{field}=False: a classifier needs it; use True")
+    for layer in range(1, 24):
+        threshold = method[f"exit{layer}"].threshold
+        if threshold != 1.0:
+            raise UserError(
+                f"config.method.exit{layer}.threshold={threshold}: a classifier has no heads for "
+                f"tokens to leave at; use 1"
+            )
     vit = vit_spec(config)
     heads = (HeadSpec((vit.depth - 1,), ClassSpec(classes)),)
     return choosing(config, SegmenterSpec(vit, heads))

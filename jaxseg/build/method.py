@@ -62,6 +62,11 @@ def choosing(config: ConfigDict, spec: SegmenterSpec) -> SegmenterSpec:
             f"config.method.keep={made.keep}: give {len(made.layers)} shares, above 0 and up to 1, "
             f"one for each of the layers {made.layers}"
         )
+    if spec.exits and not made.preserve:
+        raise UserError(
+            "config.method.preserve=False: who waits reads as zero, which no exit can judge; use "
+            "True, or config.method.exitN.threshold=1"
+        )
     return SparseSpec(
         spec.vit, spec.heads, spec.final_at_exit, spec.merge, method=made, seed=config.seed
     )

@@ -53,7 +53,7 @@ class Sample:
         del choices, prefix, batch_axis
         return {}
 
-    def macs(self, width: int, patches: int, alive) -> float:
+    def macs(self, width: int, patches: int, before, after) -> float:
         """The row of the class token, and the lengths of values."""
-        del patches
-        return 2 * width * sum(alive[:-1])
+        del patches, after
+        return 2 * width * sum(before)

@@ -55,8 +55,9 @@ class Drop:
             weight = before * straight_through(logits, jax.random.gumbel(look.key, logits.shape))
             weight = jnp.where(look.patch, weight, 0.0)
             return Choice(weight > 0, weight=weight, policy=True, among=look.patch)
-        logits = gate(*look.working())  # only what is left is looked at
-        share = look.back(jax.nn.log_softmax(logits)[..., :1])[..., 0]
+        x, layout = look.carry.x, look.carry.layout  # only what is left is looked at
+        logits = gate(x, layout.patches(x), layout)
+        share = look.spread(jax.nn.log_softmax(logits)[..., :1])[..., 0]
         # At least one: an image without tokens has nothing to attend to.
         count = look.count(lambda n: max(1, int(self.keep[look.number] * n)))
         return Choice(best_of_row(share, look.inside & look.patch, count), count)
@@ -65,7 +66,7 @@ class Drop:
         kept, among = zip(*(c.of_patches(prefix) for c in choices), strict=True)
         return {"ratio": usage_term(kept, among, self.keep, self.ratio_weight, True, batch_axis)}
 
-    def macs(self, width: int, patches: int, alive) -> float:
+    def macs(self, width: int, patches: int, before, after) -> float:
         """Of all predictors, each on the tokens of the stage before it."""
-        del patches
-        return sum(tokens * Predictor.macs(width) for tokens in alive[:-1])
+        del patches, after
+        return sum(tokens * Predictor.macs(width) for tokens in before)

@@ -73,8 +73,7 @@ class Fuse:
         del choices, prefix, batch_axis
         return {}
 
-    def macs(self, width: int, patches: int, alive) -> float:
+    def macs(self, width: int, patches: int, before, after) -> float:
         """The row of the class token, and the fused token."""
         del patches
-        fused = sum(before - after for before, after in zip(alive[:-1], alive[1:], strict=True))
-        return width * (sum(alive[:-1]) + self.fuse * fused)
+        return width * (sum(before) + self.fuse * (sum(before) - sum(after)))

@@ -65,7 +65,7 @@ class Wait:
         del choices, prefix, batch_axis
         return {}
 
-    def macs(self, width: int, patches: int, alive) -> float:
+    def macs(self, width: int, patches: int, before, after) -> float:
         """The row of the class token in every block that is listened to."""
-        del patches
-        return width * sum(alive[:-1])
+        del patches, after
+        return width * sum(before)

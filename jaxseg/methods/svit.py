@@ -96,7 +96,7 @@ class Skip:
             "ratio": usage_term(used, among, self.keep, self.ratio_weight, per_image, batch_axis)
         }
 
-    def macs(self, width: int, patches: int, alive) -> float:
+    def macs(self, width: int, patches: int, before, after) -> float:
         """Of all gates, of which each sees all patches."""
-        del alive
+        del before, after
         return len(self.layers) * patches * GATES[self.gate].macs(width)

@@ -9,6 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt32
 
 from jaxseg.models.layers import LayerNorm, Linear, gelu, parameter
+from jaxseg.tokens import Layout, Rows
+
+_ROWS = Rows(None, 0)
 
 
 class Gate(nnx.Module):
@@ -19,11 +22,8 @@ class Gate(nnx.Module):
         self.fc1 = Linear(width, width // 4)
         self.fc2 = Linear(width // 4, 2)
 
-    def __call__(
-        self, x: Float[Array, "B C D"], seen: Bool[Array, "B C"] | None = None
-    ) -> Float[Array, "B C 2"]:
+    def __call__(self, x: Float[Array, "*slots D"]) -> Float[Array, "*slots 2"]:
         """Every token by itself; float32."""
-        del seen
         return self.fc2(gelu(self.fc1(self.norm(x)))).astype(jnp.float32)
 
     @staticmethod
@@ -43,16 +43,20 @@ class Predictor(nnx.Module):
         self.fc4 = Linear(width // 4, 2)
 
     def __call__(
-        self, x: Float[Array, "B C D"], seen: Float[Array, "B C"] | Bool[Array, "B C"] | None = None
-    ) -> Float[Array, "B C 2"]:
+        self,
+        x: Float[Array, "*slots D"],
+        seen: Float[Array, "*slots"] | Bool[Array, "*slots"] | None = None,
+        layout: Layout = _ROWS,
+    ) -> Float[Array, "*slots 2"]:
         """``seen``: what each token weighs in the mean of its image; float32."""
         local = gelu(self.fc1(self.norm(x)))
         local, overall = jnp.split(local, 2, axis=-1)
-        seen = jnp.ones(x.shape[:2]) if seen is None else seen.astype(jnp.float32)
-        total = jnp.maximum(seen.sum(axis=1), 1e-6)  # a count in bfloat16 stops at 256
-        mean = jnp.einsum("bc,bcd->bd", seen / total[:, None], overall.astype(jnp.float32))
-        mean = mean.astype(x.dtype)
-        joined = jnp.concatenate([local, jnp.broadcast_to(mean[:, None], local.shape)], axis=-1)
+        seen = jnp.ones(x.shape[:-1]) if seen is None else seen.astype(jnp.float32)
+        seen = seen[..., None]
+        total = jnp.maximum(layout.total(seen), 1e-6)  # a count in bfloat16 stops at 256
+        mean = (layout.total(seen * overall.astype(jnp.float32)) / total).astype(x.dtype)
+        mean = jnp.broadcast_to(layout.of_image(mean, overall), local.shape)
+        joined = jnp.concatenate([local, mean], axis=-1)
         return self.fc4(gelu(self.fc3(gelu(self.fc2(joined))))).astype(jnp.float32)
 
     @staticmethod

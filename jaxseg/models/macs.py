@@ -26,8 +26,8 @@ def pruned_macs(
 ) -> flops.ModelMacs:
     """As inference runs: the heads that decide and the last one, on the tokens still inside.
 
-    ``alive``: slots, class tokens included, in each of the stages that those heads end. Without
-    exits that is one stage and the last head alone.
+    ``alive``: slots, class tokens included, in each stage: up to each exit, or cut of a method that
+    chooses tokens, and to the end. Without any that is one stage and the last head alone.
     """
     heads = tuple(spec.heads[i] for i in spec.active)
     if isinstance(spec, SparseSpec):
@@ -98,9 +98,10 @@ def _sparse_macs(
     )
     if vit.final_norm and end == 2 * vit.depth:
         backbone += flops.Macs({"layer norms": 5 * vit.width * (patches + spec.prefix)})
-    chosen = [count for stop, count in zip(spec.stops, alive, strict=False) if stop.head is None]
-    if chosen:
-        decisions = spec.method.macs(vit.width, patches, [*map(float, chosen), float(alive[-1])])
+    cuts = [i for i, stop in enumerate(spec.stops) if stop.head is None]
+    if cuts:
+        before, after = ([float(alive[i + behind]) for i in cuts] for behind in (0, 1))
+        decisions = spec.method.macs(vit.width, patches, before, after)
         backbone += flops.Macs({"choices": decisions})
     of_heads = tuple(_head(head, vit.width, patches, size) for head in heads)
     policy = policy_macs(spec.merge.policy, size) if spec.merge else flops.Macs({})

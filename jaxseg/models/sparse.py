@@ -68,8 +68,10 @@ class Method(Protocol):
     def terms(self, choices: list[Choice], prefix: int, batch_axis: str | None) -> dict[str, Term]:
         """Its losses, from what has been chosen in training."""
 
-    def macs(self, width: int, patches: int, alive: Sequence[float]) -> float:
-        """Of the decisions themselves; ``alive`` as in `jaxseg.execute.Answer`."""
+    def macs(
+        self, width: int, patches: int, before: Sequence[float], after: Sequence[float]
+    ) -> float:
+        """Of the decisions themselves; tokens that were worked on before and after each cut."""
 
 
 class Stop(NamedTuple):
@@ -92,7 +94,8 @@ class SparseSpec(SegmenterSpec):
     def stops(self) -> tuple[Stop, ...]:
         """In the order of depth; where both meet, tokens leave before the method chooses."""
         exits = [
-            Stop(Cut(self.heads[i].taps[-1] + 1), number, i) for number, i in enumerate(self.exits)
+            Stop(Cut(self.heads[i].taps[-1] + 1, leaves=True), number, i)
+            for number, i in enumerate(self.exits)
         ]
         chosen = [] if self.off else [Stop(cut, n) for n, cut in enumerate(self.method.cuts)]
         return tuple(sorted([*exits, *chosen], key=lambda stop: stop.cut.position))
@@ -187,7 +190,7 @@ class SparseSegmenter(Segmenter):
         patches = math.prod(start.grid)
         return Journey(
             x,
-            Rows(there, self.spec.prefix),
+            Rows(None if start.layout.valid is None else there, self.spec.prefix),
             start.grid,
             owner,
             left=jnp.full((len(x), patches), -1, jnp.int32),

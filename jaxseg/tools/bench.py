@@ -42,6 +42,7 @@ from jaxseg.models.initial import draw
 from jaxseg.models.macs import pruned_macs
 from jaxseg.models.network import network, shapes, steered
 from jaxseg.models.segmenter import SegmenterSpec, with_decisions
+from jaxseg.models.sparse import SparseSpec
 from jaxseg.programs import Chain, OneProgram
 from jaxseg.weights import check_same
 
@@ -309,7 +310,7 @@ def main(_) -> None:
             "the configuration is dense: set config.method.name=dtop and an exit's threshold, or "
             "config.method.merge"
         )
-    if not (spec.exits or spec.merge):
+    if isinstance(spec, SparseSpec):
         raise UserError(
             f"config.method.name={config.method.name!r} chooses tokens before or inside blocks: "
             f"python -m benchmarks.selection measures those"

@@ -38,7 +38,7 @@ from jaxseg import predict_pictures as draw
 from jaxseg.data.images import read_image
 from jaxseg.data.transforms import keep_ratio_size
 from jaxseg.errors import UserError
-from jaxseg.exits import StageView, layers_of
+from jaxseg.exits import StageView, ends_of, layers_of
 from jaxseg.inference import EvalSpec
 from jaxseg.model import Model, Outcome, load
 from jaxseg.models.macs import dense_macs
@@ -181,7 +181,7 @@ def predict_all(
     Raises OSError: something cannot be written.
     """
     view = StageView(network(model.spec), model.predictor.spec) if _has_stages(model) else None
-    layers, rows, cards = layers_of(model.spec), [], []
+    layers, ends, rows, cards = layers_of(model.spec), ends_of(model.spec), [], []
     write_atomically(out / "legend.png", draw.encoded(viz.legend(model.classes), "PNG"))
     try:
         with Progress(len(paths), "predict") as progress:
@@ -198,7 +198,7 @@ def predict_all(
                     save(out, name, picture, model)
                     rows.append(predict_page.row(picture, f"labels/{name}.png"))
                     if room:
-                        cards.append(predict_page.card(picture, model.classes, layers))
+                        cards.append(predict_page.card(picture, model.classes, layers, ends))
                 progress.update(len(rows))
     finally:
         write_atomically(out / "summary.csv", predict_page.table(rows))
