@@ -120,7 +120,7 @@ def url(tmp_path_factory):
     )
     rows = [predict_page.row(picture, "labels/x.png")] * 3
     rows.append({"file": EVIL, "error": f"{EVIL}: broken"})
-    cards = [predict_page.card(picture, classes, layers)] * 3
+    cards = [predict_page.card(picture, classes, layers, layers)] * 3
     notes = predict_page.notes(rows, cards, layers, 4)
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_bytes(predict_page.render(EVIL, rows, notes, cards, classes, layers))

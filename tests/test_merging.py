@@ -20,7 +20,7 @@ def drawn(grid, seed, rate=0.5, sides=SIDES) -> dict:
     return {s: jnp.asarray(rng.random((2, grid[0] // s, grid[1] // s)) < rate) for s in sides}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(GRIDS, st.integers(0, 99), st.sampled_from([0.0, 0.3, 0.8, 1.0]))
 def test_every_patch_has_one_speaker_and_the_largest_window_wins(grid, seed, rate):
     windows = drawn(grid, seed, rate)
@@ -41,7 +41,7 @@ def test_every_patch_has_one_speaker_and_the_largest_window_wins(grid, seed, rat
     np.testing.assert_array_equal(merging.token_count(jnp.asarray(sides)), speaking)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(GRIDS, st.integers(0, 99))
 def test_the_row_of_a_patch_holds_the_mean_of_its_window(grid, seed):
     windows = drawn(grid, seed)
@@ -91,7 +91,7 @@ def test_the_guard_asks_all_smaller_windows():
     assert not guarded[8].any()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 99), st.integers(30, 100))
 def test_a_budget_is_kept_and_nearly_used_up(seed, budget):
     grid = (10, 11)
