@@ -115,7 +115,8 @@ def test_sweep_names_the_layers_there_are():
         sweep.positions_of(["7"], (5, 7))
 
 
-def test_bench_forces_the_keep_rates():
+def test_bench_forces_the_keep_rates(monkeypatch):
+    monkeypatch.setattr(bench, "faster", lambda ways, seconds: "one batch")
     spec = build.segmenter_spec(config_of(**{"method.k": 1}), 2)
     params, stats = draw(*shapes(spec), 0)
     how = EvalSpec(mode="whole", crop=(160, 160), stride=(160, 160), batch_size=4)
