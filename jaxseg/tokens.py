@@ -43,9 +43,9 @@ class Rows:
         del x
         return values[:, None]
 
-    def total(self, x: Float[Array, "B C F"]) -> Float[Array, "B F"]:
+    def total(self, x: Num[Array, "B C F"]) -> Num[Array, "B F"]:
         """The sum over the slots of each image, dead ones too."""
-        return x.sum(axis=1)
+        return x.sum(axis=1, dtype=x.dtype)
 
 
 @functools.partial(
@@ -80,7 +80,7 @@ class Packed:
         """[S, ...]: the value of its image for every slot of ``x``."""
         return values[self.image(len(x))]
 
-    def total(self, x: Float[Array, "S F"]) -> Float[Array, "B F"]:
+    def total(self, x: Num[Array, "S F"]) -> Num[Array, "B F"]:
         """The sum over the slots of each image; those behind the last count as its own."""
         total = jnp.zeros((len(self.count), x.shape[-1]), x.dtype)
         return total.at[self.image(len(x))].add(x)
@@ -159,14 +159,7 @@ def pack(carry: Carry, keep: Bool[Array, "*slots"], lengths: tuple[int, ...]) ->
         .at[jnp.where(keep_flat, place, slots)]
         .set(jnp.arange(slots, dtype=jnp.int32), mode="drop", unique_indices=True)
     )
-    if isinstance(carry.layout, Packed):
-        count = (
-            jnp.zeros(len(carry.layout.count), jnp.int32)
-            .at[carry.layout.image(slots)]
-            .add(keep_flat.astype(jnp.int32))
-        )
-    else:
-        count = keep.sum(axis=1, dtype=jnp.int32)
+    count = carry.layout.total(keep[..., None].astype(jnp.int32))[:, 0]
     start = jnp.cumsum(count) - count
     layout = Packed(start, count, carry.layout.prefix, lengths)
     x = carry.x.reshape(slots, -1)[order]

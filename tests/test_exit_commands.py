@@ -15,7 +15,7 @@ from jaxseg.inference import EvalSpec
 from jaxseg.methods.dtop import Exit
 from jaxseg.models.initial import draw
 from jaxseg.models.network import shapes
-from jaxseg.tools import bench, compare, sweep
+from jaxseg.tools import bench, compare, forced, sweep
 
 evaluation = importlib.import_module("eval")
 
@@ -140,7 +140,7 @@ def test_gains_compare_every_round_with_itself():
 @pytest.mark.parametrize(("rounds", "batch"), [(9, 1), (3, 8)])
 def test_rates_are_spread_around_their_means(rounds, batch):
     for keep in ((0.55, 0.40), (0.9, 0.3)):
-        rates = bench.draw_rates(keep, rounds, batch, np.random.default_rng(0))
+        rates = forced.draw_rates(keep, rounds, batch, np.random.default_rng(0))
         assert rates.shape == (rounds, 2, batch)
         assert (rates[:, 1] <= rates[:, 0]).all() and (rates > 0).all() and (rates <= 1).all()
         np.testing.assert_allclose(rates.mean(axis=(0, 2)), keep, atol=0.05)

@@ -22,7 +22,7 @@ class Sample:
     """Who goes on in which blocks.
 
     layers: (1-based) in which tokens are chosen (the paper: 4 to 12). keep: points, as shares of
-    all patches (the paper: 1, as many as there are patches).
+    the tokens there are (the paper: 1, as many as there are patches).
     """
 
     layers: tuple[int, ...] = (4, 7, 10)

@@ -25,8 +25,9 @@ from jaxseg.selection import best_of_row
 class Drop:
     """Who is dropped before which blocks.
 
-    layers: (1-based) before which a predictor decides. keep: shares of all patches that are left
-    after each. ratio_weight, distil: of the losses; the latter of scores and of features each.
+    layers: (1-based) before which a predictor decides. keep: shares of the tokens there are that
+    go on after each. ratio_weight, distil: of the losses; the latter of scores and of features
+    each.
     """
 
     layers: tuple[int, ...] = (4, 7, 10)

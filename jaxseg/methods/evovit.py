@@ -24,7 +24,8 @@ from jaxseg.selection import best_of_row
 class Wait:
     """Who waits while others go through a block.
 
-    layers: (1-based) before which tokens are chosen, 2 or later. keep: shares of all patches.
+    layers: (1-based) before which tokens are chosen, 2 or later. keep: shares of the
+    tokens there are.
     """
 
     layers: tuple[int, ...] = tuple(range(5, 13))

@@ -1,7 +1,8 @@
 """Attention over the living tokens of each image: the only file that picks a kernel.
 
-Self-attention (`attend`), attention of class queries (`attend_queries`) and their bare scores
-(`query_scores`), each for both layouts of `jaxseg.tokens`. An image without living tokens gets
+Self-attention (`attend`), attention of class queries (`attend_queries`; `attend_memory` where they
+are few) and their bare scores (`query_scores`), what a class token pays to the others
+(`class_attention`), each for both layouts of `jaxseg.tokens`. An image without living tokens gets
 zeros.
 
 On a CPU the stock form (scores of all heads and images at once) is bound by memory traffic.
@@ -63,16 +64,29 @@ def attend_queries(
     ``drop`` acts on the attention weights (training only).
     """
     q = q * q.shape[-1] ** -0.5
+    if _alone(layout, drop):
+        return _image_by_image(_gather_for_image, (k, v), q, layout)
+    return _stock(q, k, v, _patches_of(k, layout), drop)
+
+
+def _alone(layout: Layout, drop: Drop | None) -> bool:
+    """Whether queries look image by image: packed ones must, and on a CPU the scores of one image
+    stay in the cache."""
+    return isinstance(layout, Packed) or (drop is None and jax.default_backend() == "cpu")
+
+
+def _image_by_image(of_image: Callable, rows: tuple[Array, ...], q: Array, layout: Layout):
+    """``of_image(*rows, q, valid) -> (None, result)`` of the patches of each image."""
     if isinstance(layout, Packed):
         start, count = layout.start + layout.prefix, layout.count - layout.prefix
-        _, out = map_runs(_gather_for_image, start, count, (k, v), (q,), layout.lengths)
-        return out
-    ragged = layout.valid is not None or layout.prefix > 0
-    valid = layout.patches(k) if ragged else None
-    if drop is None and jax.default_backend() == "cpu":
-        # Image by image, so that the scores of one stay in the cache.
-        return jax.lax.map(lambda image: _gather_for_image(*image)[1], (k, v, q, valid))
-    return _stock(q, k, v, valid, drop)
+        return map_runs(of_image, start, count, rows, (q,), layout.lengths)[1]
+    valid = _patches_of(rows[0], layout)
+    return jax.lax.map(lambda image: of_image(*image)[1], (*rows, q, valid))
+
+
+def _patches_of(x: Array, layout: Rows) -> Bool[Array, "B C"] | None:
+    """Living slots that are no class token; None: all."""
+    return layout.patches(x) if layout.valid is not None or layout.prefix > 0 else None
 
 
 def _stock(q, k, v, valid, drop):
@@ -102,14 +116,9 @@ def attend_memory(
     Also what the attention weights add up to: 1, but 0 where nobody lives, and any number under
     ``drop``.
     """
-    if isinstance(layout, Packed):
-        start, count = layout.start + layout.prefix, layout.count - layout.prefix
-        _, (out, total) = map_runs(_remember_image, start, count, (memory,), (q,), layout.lengths)
-        return out, total
-    ragged = layout.valid is not None or layout.prefix > 0
-    valid = layout.patches(memory) if ragged else None
-    if drop is None and jax.default_backend() == "cpu":
-        return jax.lax.map(lambda image: _remember_image(*image)[1], (memory, q, valid))
+    if _alone(layout, drop):
+        return _image_by_image(_remember_image, (memory,), q, layout)
+    valid = _patches_of(memory, layout)
     weights = jnp.einsum("bqhc,bkc->bhqk", q, memory)
     weights = _softmax(weights, None if valid is None else valid[:, None, None])
     weights = weights if drop is None else drop(weights)

@@ -158,10 +158,8 @@ class Segmenter(nnx.Module):
             out.append(on_grid(carry, logits))
             if spec.decide is not None:
                 number = self.spec.exits.index(i)
-                later = range(i + 1, len(self.heads))  # any of them reads what stays behind
-                canvases = {j: self._handed_on(i, j, out[-1]) for j in later}
-                scores = self.heads[i].token_scores(logits, carry.layout)
-                carry = leave(Masked(), carry, self._plan(i, carry, scores), number)
+                canvases, plan = self._judge_for_all(i, carry, logits)
+                carry = leave(Masked(), carry, plan, number)
         return out
 
     def losses(
@@ -203,9 +201,9 @@ class Segmenter(nnx.Module):
             x = self.vit.run(x, carry.layout, range(first, tap + 1), keys=keys[0])
             taps.append(self.vit.normed(x, tap))
             first = tap + 1
-        return self._read(i, replace(carry, x=x), taps, keys[1][i])
+        return self.at_head(i, replace(carry, x=x), taps, keys[1][i])
 
-    def _read(self, i: int, carry: Carry, taps: Sequence[Array], key) -> tuple[Carry, Logits]:
+    def at_head(self, i: int, carry: Carry, taps: Sequence[Array], key) -> tuple[Carry, Logits]:
         """``carry``, and what head ``i`` says of ``taps``, which lie as it does."""
         if not self.heads[i].per_token:
             taps = [_patches_on_grid(carry, each) for each in taps]
@@ -219,6 +217,12 @@ class Segmenter(nnx.Module):
         else:
             canvas = self._handed_on(i, following, on_grid(carry, logits))
         return canvas, self._plan(i, carry, scores)
+
+    def _judge_for_all(self, i: int, carry: Carry, logits: Logits):
+        """The same in training, where every later head reads what stays behind: by its number."""
+        maps, later = on_grid(carry, logits), range(i + 1, len(self.heads))
+        plan = self._plan(i, carry, self.heads[i].token_scores(logits, carry.layout))
+        return {j: self._handed_on(i, j, maps) for j in later}, plan
 
     def _scores(self, carry: Carry, logits) -> Float[Array, "B r c K"]:
         """What the last head says, on the grid."""

@@ -32,12 +32,13 @@ from jaxseg.bypass import (
     spread,
 )
 from jaxseg.execute import Masked, Packing
-from jaxseg.losses import Term, feature_distillation, score_distillation
+from jaxseg.losses import Term
 from jaxseg.models.classifier import ClassHead
+from jaxseg.models.distillation import distilled, teacher, teacher_arrays
 from jaxseg.models.gates import Chooser, fingerprint
-from jaxseg.models.heads import AtmHead, CascadeHead, Logits
+from jaxseg.models.heads import Logits
 from jaxseg.models.layers import subkeys
-from jaxseg.models.network import TEACHER, Arrays, network
+from jaxseg.models.network import Arrays
 from jaxseg.models.segmenter import Segmenter, SegmenterSpec, on_grid
 from jaxseg.tokens import Carry, Rows
 
@@ -143,24 +144,11 @@ class SparseSpec(SegmenterSpec):
         return replace(super().dense(), off=True)
 
     def teacher_arrays(self, arrays: Arrays) -> Arrays:
-        """Of a dense model with this ViT and these heads: copies of what distillation needs."""
-        last = f"heads.{len(self.heads) - 1}."
-        needed = {n: v for n, v in arrays.items() if n.startswith(("vit.", last))}
-        return {TEACHER + n.replace(last, "heads.0.", 1): v for n, v in needed.items()}
+        return teacher_arrays(self, arrays)
 
     def teach(self, model: "SparseSegmenter", arrays: Arrays) -> None:
         """Lets a model in training learn from the arrays of `teacher_arrays`, prefix removed."""
-        head = self.heads[-1]
-        dense = network(SegmenterSpec(self.vit, (head,)))
-        frozen = dense.bind(*dense.split(arrays))
-
-        def teacher(images):
-            prefix, grid = int(self.vit.class_token), frozen.vit.grid(*images.shape[1:3])
-            rows = tuple(frozen.vit(images, head.taps).values())
-            carry = Carry(rows[-1], Rows(None, prefix), grid)
-            return on_grid(*frozen._read(0, carry, rows, None)), rows[-1][:, prefix:]
-
-        model.teacher = teacher
+        model.teacher = teacher(self, arrays)
 
 
 class SparseSegmenter(Segmenter):
@@ -210,7 +198,7 @@ class SparseSegmenter(Segmenter):
             return self._to_cut(carry, begin, stop, taps, keys[0], None)
         following = next(i for i in self.spec.active if i > stop.head)
         carry = self._run(carry, begin, stop.cut.position, taps, keys[0])
-        view, logits = self._at_head(stop.head, carry, None)
+        view, logits = self._map_at_head(stop.head, carry, None)
         canvas, plan = self._judge(stop.head, following, view, logits)
         return settle(replace(carry, canvas=canvas, taps=()), plan, stop.number)
 
@@ -219,7 +207,7 @@ class SparseSegmenter(Segmenter):
         begin = self.spec.stops[-1].cut.position if self.spec.stops else 0
         taps = self._next_taps(len(self.spec.stops))
         carry = self._run(carry, begin, self._end(-1), taps, self._no_keys()[0])
-        return self._scores(*self._at_head(-1, carry, None))
+        return self._scores(*self._map_at_head(-1, carry, None))
 
     def __call__(
         self, images: Float[Array, "B H W 3"], *, key: Key[Array, ""] | None = None
@@ -240,7 +228,11 @@ class SparseSegmenter(Segmenter):
         own = self.spec.method.terms(choices, self.spec.prefix, self.batch_axis) if choices else {}
         terms |= {f"method.{name}": term for name, term in own.items()}
         if self.teacher is not None:
-            terms |= self._distilled(outputs[-1], carry, *self.teacher(images))
+            inside = jnp.ones(carry.map.shape[:2], bool) if carry.inside is None else carry.inside
+            kept = of_patches(carry, inside[..., None])[..., 0]
+            student = outputs[-1], of_patches(carry, carry.taps[-1])
+            weight = self.spec.method.distil
+            terms |= distilled(self.heads[-1], student, self.teacher(images), kept, weight)
         return terms
 
     def _end(self, i: int) -> int:
@@ -272,13 +264,10 @@ class SparseSegmenter(Segmenter):
             else:
                 carry = self._run(carry, begin, position, taps, block_keys)
                 carry = replace(carry, canvas=canvases.get(number))
-                view, logits = self._at_head(number, carry, head_keys[number])
+                view, logits = self._map_at_head(number, carry, head_keys[number])
                 outputs.append(on_grid(view, logits))
                 if number in self.spec.exits:
-                    later = range(number + 1, len(self.heads))
-                    canvases = {j: self._handed_on(number, j, outputs[-1]) for j in later}
-                    scores = self.heads[number].token_scores(logits, view.layout)
-                    plan = self._plan(number, view, scores)
+                    canvases, plan = self._judge_for_all(number, view, logits)
                     carry = Masked().pick(*settle(carry, plan, self.spec.exits.index(number)))
                 if number < len(self.heads) - 1:
                     carry = replace(carry, taps=())
@@ -361,7 +350,7 @@ class SparseSegmenter(Segmenter):
             return jax.tree.map(lambda value: value[:, 0], one)
         return halves(carry.x)
 
-    def _at_head(self, i: int, carry: Journey, key) -> tuple[Carry, Logits]:
+    def _map_at_head(self, i: int, carry: Journey, key) -> tuple[Carry, Logits]:
         """The rows of the map as head ``i`` reads them, and its logits. What has been fused belongs
         to no place and is left out."""
         prefix, patches = self.spec.prefix, math.prod(carry.grid)
@@ -372,25 +361,4 @@ class SparseSegmenter(Segmenter):
             first, layout = 0, Rows(carry.there[:, : prefix + patches], prefix)
         seen = tuple(each[:, first : prefix + patches] for each in carry.taps)
         settled = {name: getattr(carry, name) for name in ("owner", "canvas", "left", "window")}
-        return self._read(i, Carry(seen[-1], layout, carry.grid, **settled), seen, key)
-
-    def _distilled(self, logits, carry: Journey, theirs, features) -> dict[str, Term]:
-        weight, seen = self.spec.method.distil, of_patches(carry, carry.taps[-1])
-        kept = jnp.ones(features.shape[:2], bool)
-        if carry.inside is not None:
-            kept = of_patches(carry, carry.inside[..., None])[..., 0]
-        head = self.heads[-1]
-        scores = [class_shares(head, each) for each in (logits, theirs)]
-        return {
-            "distil.scores": score_distillation(*scores, weight),
-            "distil.features": feature_distillation(seen, features, kept, weight),
-        }
-
-
-def class_shares(head, logits) -> Float[Array, "B r c K"]:
-    """Class scores on the grid, none negative, of any head."""
-    if isinstance(head, CascadeHead):
-        return head.grid_scores(logits, logits[-1].mask.shape[1:3])
-    if isinstance(head, AtmHead):
-        return head.grid_scores(logits, logits.mask.shape[1:3])
-    return jax.nn.softmax(logits.mask.astype(jnp.float32))
+        return self.at_head(i, Carry(seen[-1], layout, carry.grid, **settled), seen, key)
