@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from jaxseg import metrics
 from jaxseg.data.classes import Classes, Source
 from jaxseg.errors import UserError
-from jaxseg.inference import Predictor
+from jaxseg.inference import Prediction, Predictor
 from jaxseg.parallel import gather
 from jaxseg.progress import Progress
 from jaxseg.windows import Size
@@ -65,6 +65,7 @@ def evaluate(
     *,
     pictures: int = 0,
     label: str = "eval",
+    each: Callable[[dict, dict[str, Prediction]], None] | None = None,
 ) -> dict[str, EvalResult]:
     """Predicts every image of ``source`` with every (predictor, prepared parameters), by name.
 
@@ -73,8 +74,9 @@ def evaluate(
 
     They take turns on each batch of images, in an order that alternates, so that a change of the
     machine's load falls on all. Keeps ``pictures`` samples, evenly spread. ``label`` names the
-    progress line. The next images are read while the device is busy. With several processes each
-    predicts a run of the images, and all get the result of all.
+    progress line. ``each`` is called with every sample and what all predict of it. The next images
+    are read while the device is busy. With several processes each predicts a run of the images, and
+    all get the result of all.
     Raises UserError: nothing to evaluate, and what the source raises.
     """
     count, classes = len(source), source.classes
@@ -87,9 +89,14 @@ def evaluate(
     done, end = count * part // parts, count * (part + 1) // parts
     with Progress(end, label, start=done) as progress:
         for turn, batch in enumerate(_batches(_read_ahead(source, done, end), together)):
-            order = list(tallies.values())
-            for tally in order if turn % 2 else order[::-1]:
-                tally.add(batch, len(classes), wanted, done)
+            order = list(tallies)
+            answers = {
+                name: tallies[name].add(batch, len(classes), wanted, done)
+                for name in (order if turn % 2 else order[::-1])
+            }
+            if each is not None:
+                for i, sample in enumerate(batch):
+                    each(sample, {name: found[i] for name, found in answers.items()})
             done += len(batch)
             progress.update(done)
     return {name: tally.result(classes) for name, tally in tallies.items()}
@@ -104,7 +111,8 @@ class _Tally:
         self.names, self.sizes, self.inputs, self.alive = [], [], [], []
         self.accuracies, self.seconds, self.samples = [], [], []
 
-    def add(self, batch: list[dict], classes: int, wanted: set[int], done: int) -> None:
+    def add(self, batch: list[dict], classes: int, wanted: set[int], done: int) -> list[Prediction]:
+        """Predicts a batch and keeps what there is to keep of it."""
         images = [sample["image"] for sample in batch]
         params = self.params(batch) if callable(self.params) else self.params
         found, seconds, compiling = self.predictor.timed(params, images)
@@ -121,6 +129,7 @@ class _Tally:
             if done + i in wanted:
                 pixels = (sample["image"], sample["label"], prediction.labels)
                 self.samples.append(Sample(sample["name"], *pixels, prediction.window[0]))
+        return found
 
     def result(self, classes: Classes) -> EvalResult:
         """Of all processes, whose runs of images follow one another."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import quick_compiles
 from test_merged import ORACLE, windows
-from tiny_models import ATM, CLASS_TOKEN, CONV, VIT, images, numbers, same
+from tiny_models import ATM, CLASS_TOKEN, CONV, VIT, few_programs, images, numbers, same
 
 import train
 from configs import step_vitti_camvid
@@ -31,7 +31,7 @@ METHODS = {
     "evovit": evovit.Wait((2, 3, 4), (0.7, 0.6, 0.5)),
     "ats": ats.Sample(**EARLY),
 }
-EXITS = HeadSpec((0,), ATM, Exit(0.4, k=2)), HeadSpec((1,), ATM, Exit(0.35, k=1))
+EXITS = HeadSpec((0,), ATM, Exit(0.7, k=2)), HeadSpec((1,), ATM, Exit(0.75, k=1))
 LAST = HeadSpec((3,), ATM)
 
 
@@ -57,8 +57,8 @@ CASES = {
     "average": spec_of(
         "dynamicvit",
         exits=(
-            HeadSpec((0,), CONV, Exit(0.3, "average")),
-            HeadSpec((1,), ATM, Exit(0.4, "average_top_k", k=1)),
+            HeadSpec((0,), CONV, Exit(0.6, "average")),
+            HeadSpec((1,), ATM, Exit(0.7, "average_top_k", k=1)),
         ),
     ),
 }
@@ -68,11 +68,6 @@ CASES = {
 def _quick_compiles():
     with quick_compiles():
         yield
-
-
-def few_programs(net):
-    """What inference runs, with few capacities to compile."""
-    return dataclasses.replace(net.program(), executor=Packing(3, windows=2))
 
 
 def all_numbers(spec: SparseSpec, *rates: float) -> dict:

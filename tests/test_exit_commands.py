@@ -52,8 +52,14 @@ def test_evaluation_reports_dense_and_pruned(trained, capsys):
     for name in ("flops_ratio", "speedup", "efficiency"):
         assert results[name] > 0
     assert json.loads((out / "results.json").read_text())["exit_layers"] == [1, 2]
+    parts = results["by_exit"]
+    assert [part["layer"] for part in parts] == [1, 2, None] and parts[0]["pixels"] > 0
+    for ours, whole in (("accuracy", "pixel_accuracy"), ("pixels", None)):
+        total = sum(p["pixels"] * (p[ours] if whole else 1) for p in parts if p["pixels"])
+        assert total == pytest.approx(results[whole] if whole else 1)
     assert {"difficulty.png", "kept.png"} < {p.name for p in (out / "exits").iterdir()}
-    assert "efficiency" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "efficiency" in said and "left after" in said
 
 
 def test_sweep_writes_a_row_per_combination(trained):

@@ -15,7 +15,7 @@ from jaxseg.models.macs import dense_macs, pruned_macs
 from jaxseg.models.network import network
 
 SPEC = CASES["top_k"]
-HOW = EvalSpec(mode="whole", batch_size=2, mean=(0.0,) * 3, std=(255.0,) * 3)
+HOW = EvalSpec(mode="whole", batch_size=2, mean=(128.0,) * 3, std=(60.0,) * 3)
 CLASSES = make_classes([f"c{k}" for k in range(5)])
 
 

@@ -19,7 +19,7 @@ from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.vit import ViTSpec
 
 VIT = ViTSpec(width=16, depth=2, heads=2, grid=(2, 3), patch=8)
-ATM = SegmenterSpec(VIT, tuple(HeadSpec((i,), AtmSpec(4, 8, 2, 2)) for i in range(2)))
+ATM = SegmenterSpec(VIT, tuple(HeadSpec((i,), AtmSpec(4, 8, 2, layers=1)) for i in range(2)))
 CONV = SegmenterSpec(VIT, tuple(HeadSpec((i,), ConvSpec(4, channels=8)) for i in range(2)))
 PLAN = training.TrainSpec(
     seed=0,

@@ -5,17 +5,19 @@ import functools
 
 import numpy as np
 
+from jaxseg.execute import Packing
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.initial import draw
-from jaxseg.models.network import shapes
+from jaxseg.models.network import Network, shapes
 from jaxseg.models.segmenter import SegmenterSpec
 from jaxseg.models.vit import ViTSpec
+from jaxseg.programs import Program
 
 GRID, PATCH = (5, 7), 4
 VIT = ViTSpec(16, 4, 2, grid=GRID, patch=PATCH)
 CLASS_TOKEN = dataclasses.replace(VIT, class_token=True, final_norm=True)
-ATM, CONV = AtmSpec(5, 8, 2, 2), ConvSpec(classes=5, channels=8)
+ATM, CONV = AtmSpec(5, 8, 2, layers=1), ConvSpec(classes=5, channels=8)
 
 
 @functools.cache
@@ -32,6 +34,11 @@ def numbers(spec: SegmenterSpec) -> dict:
     params, stats = draw(*shapes(spec.dense()), seed=0)
     moved = {n: v + 0.4 * rng.standard_normal(v.shape, np.float32) for n, v in params.items()}
     return moved | stats
+
+
+def few_programs(net: Network) -> Program:
+    """What inference runs, with few capacities and window lengths to compile."""
+    return dataclasses.replace(net.program(), executor=Packing(3, windows=2))
 
 
 def same(ours, reference) -> None:

@@ -8,7 +8,17 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from jaxseg import build, exits, merge_pictures, metrics, oracle, report, usage_page, viz
+from jaxseg import (
+    build,
+    exit_costs,
+    exits,
+    merge_pictures,
+    metrics,
+    oracle,
+    report,
+    usage_page,
+    viz,
+)
 from jaxseg.convert.start import start_from
 from jaxseg.data.classes import Source
 from jaxseg.data.transforms import Recipe
@@ -78,8 +88,10 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
         share = dict(zip(config.policy.sides, config.policy.purity, strict=True))
         told = oracle.told(arrays, how, spec.merge.decide.sides, len(classes), share)
         predictors["model"] = (predictors["model"][0], told)
+    costs = exit_costs.ExitCosts(len(spec.exits), spec.vit.patch, len(classes))
+    each = costs if spec.exits else None
     begin = time.perf_counter()
-    found = run(predictors, source, pictures=config.eval.pictures)
+    found = run(predictors, source, pictures=config.eval.pictures, each=each)
     wall = time.perf_counter() - begin
     result = found["model"]
     scores = result.scores
@@ -109,9 +121,10 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     }
     if spec.adaptive:
         summary |= exits.summary(spec, result, specs["dense"], found["dense"])
-    iou = {n: _number(value) for n, value in zip(classes.names, scores.iou, strict=True)}
-    results = {name: _number(value) for name, value in summary.items()} | {
-        "iou": iou,
+    parts = costs.summary(exits.layers_of(spec), classes) if spec.exits else []
+    results = _numbers(summary) | {
+        "iou": _numbers(dict(zip(classes.names, scores.iou, strict=True))),
+        "by_exit": [_numbers(part) for part in parts],
         "confusion": result.matrix.tolist(),
     }
     write_atomically(out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
@@ -126,6 +139,8 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     )
     if spec.adaptive:
         print(exits.line(summary))
+    if parts:
+        print(exit_costs.table(parts))
     if spec.merge is not None:
         merge_pictures.write_pictures(out / "merges", result, how, spec.vit.patch)
     asks = spec.merge is None or config.method.policy != "oracle"  # without labels at hand
@@ -141,6 +156,6 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     return results
 
 
-def _number(value):
+def _numbers(values: Mapping) -> dict:
     """JSON has no NaN: an absent class, or a speed that could not be measured, is null."""
-    return None if isinstance(value, float) and value != value else value
+    return {n: None if isinstance(v, float) and v != v else v for n, v in values.items()}
