@@ -78,14 +78,13 @@ class ExitCosts:
         ]
 
 
-def table(parts: Sequence[Mapping]) -> str:
-    """`ExitCosts.summary` for people; nothing where no image was counted."""
-    if not parts or np.isnan(parts[0]["pixels"]):
-        return ""
-    lines = [f"{'left after':12}{'pixels %':>10}{'right %':>10}{'dense':>10}{'mIoU':>10}"]
-    for part in parts:
-        name = "stayed" if part["layer"] is None else f"layer {part['layer']}"
-        cells = (percent(part[n]) for n in ("pixels", "accuracy", "dense_accuracy"))
-        change = f"{100 * part['miou_change']:+.2f}"
-        lines.append(f"{name:12}" + "".join(f"{cell:>10}" for cell in cells) + f"{change:>10}")
-    return "\n".join(lines)
+def lines(parts: Sequence[Mapping]) -> dict[str, str]:
+    """`ExitCosts.summary` for people, a line for each part; none where no image was counted."""
+    return {
+        "stayed" if part["layer"] is None else f"left after layer {part['layer']}": (
+            f"{percent(part['pixels'])} % of the pixels, {percent(part['accuracy'])} % right "
+            f"(densely {percent(part['dense_accuracy'])}), mIoU {100 * part['miou_change']:+.2f}"
+        )
+        for part in parts
+        if not np.isnan(part["pixels"])
+    }

@@ -59,7 +59,7 @@ def test_evaluation_reports_dense_and_pruned(trained, capsys):
         assert total == pytest.approx(results[whole] if whole else 1)
     assert {"difficulty.png", "kept.png"} < {p.name for p in (out / "exits").iterdir()}
     said = capsys.readouterr().out
-    assert "efficiency" in said and "left after" in said
+    assert "efficiency" in said and "left after layer 2:" in said
 
 
 def test_sweep_writes_a_row_per_combination(trained):

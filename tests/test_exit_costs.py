@@ -46,8 +46,12 @@ def test_parts_by_hand():
     assert first["miou_change"] == pytest.approx((20 / 40 + 16 / 36) / 2 - base)
     assert second["miou_change"] == 0.0
     assert stayed["miou_change"] == pytest.approx(1.0 - base)
-    text = exit_costs.table([first, second, stayed])
-    assert "layer 6" in text and "50.00" in text and f"{100 * stayed['miou_change']:+.2f}" in text
+    said = exit_costs.lines([first, second, stayed])
+    assert list(said) == ["left after layer 6", "left after layer 8", "stayed"]
+    assert said["left after layer 6"].startswith(
+        "14.29 % of the pixels, 50.00 % right (densely 100"
+    )
+    assert said["stayed"].endswith("mIoU +45.00")
 
 
 def test_parts_add_up_to_the_whole():
@@ -69,4 +73,4 @@ def test_windows_overlap_and_are_left_out():
     two = answer(np.zeros((8, 8)), inputs=((8, 8), (8, 8)))
     costs({"label": np.zeros((8, 8), np.uint8)}, {"model": two, "dense": two})
     assert not costs.matrices.any()
-    assert exit_costs.table(costs.summary([6, 8], CLASSES)) == ""
+    assert exit_costs.lines(costs.summary([6, 8], CLASSES)) == {}

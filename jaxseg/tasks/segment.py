@@ -122,6 +122,7 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     if spec.adaptive:
         summary |= exits.summary(spec, result, specs["dense"], found["dense"])
     parts = costs.summary(exits.layers_of(spec), classes) if spec.exits else []
+    said = exit_costs.lines(parts)
     results = _numbers(summary) | {
         "iou": _numbers(dict(zip(classes.names, scores.iou, strict=True))),
         "by_exit": [_numbers(part) for part in parts],
@@ -130,7 +131,7 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     write_atomically(out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     viz.confusion_picture(result.matrix, classes, out / "confusion.png")
     title = f"{out.name}: {config.eval.split}"
-    report.write_report(out / "report.html", title, summary, scores, classes, result.samples)
+    report.write_report(out / "report.html", title, summary | said, scores, classes, result.samples)
     print(metrics.table(scores))
     print(
         f"mIoU {100 * scores.miou:.2f}   GMACs {macs.gmacs_backbone_and_final_head:.2f} "
@@ -139,8 +140,8 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     )
     if spec.adaptive:
         print(exits.line(summary))
-    if parts:
-        print(exit_costs.table(parts))
+    for name, text in said.items():
+        print(f"{name + ':':21} {text}")
     if spec.merge is not None:
         merge_pictures.write_pictures(out / "merges", result, how, spec.vit.patch)
     asks = spec.merge is None or config.method.policy != "oracle"  # without labels at hand
