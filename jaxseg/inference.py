@@ -23,7 +23,7 @@ from jaxseg import labels, windows
 from jaxseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, keep_ratio_size, test_image
 from jaxseg.errors import UserError
 from jaxseg.execute import Answer
-from jaxseg.programs import Program
+from jaxseg.programs import Program, make_room
 from jaxseg.windows import Size
 
 
@@ -139,6 +139,7 @@ class Predictor:
         if (self.program.compiled, True) == before:
             return found, first, 0.0
         found, second = self._clocked(params, images)
+        make_room()
         return found, second, first
 
     def _clocked(self, params, images) -> tuple[list[Prediction], float]:

@@ -5,6 +5,7 @@ They compile when they first meet a shape; `warmup` does that ahead.
 """
 
 import functools
+import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from jaxseg.execute import Answer, Masked, Packing, answer, maps_of, step, withi
 from jaxseg.tokens import Carry
 
 Arrays = dict[str, jax.Array]
+_MOST = 0.6  # one more image may compile a dozen programs before there is room again
 
 
 @dataclass(frozen=True)
@@ -142,3 +144,21 @@ def _copy(carry: Carry) -> Carry:
 
 
 Program = OneProgram | Chain
+
+
+def make_room(limit: int | None = None) -> bool:
+    """Forgets all compiled programs of this process once they take most of its memory mappings.
+
+    Each takes tens to hundreds, and where Linux's ``limit`` for a process is reached (None: as the
+    machine has it, usually 65,530) XLA fails. What is needed again comes from the compilation
+    cache on disk. Returns whether they were forgotten.
+    """
+    try:
+        used = pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
+        limit = limit or int(pathlib.Path("/proc/sys/vm/max_map_count").read_text())
+    except OSError:  # no Linux, no such limit
+        return False
+    if used < _MOST * limit:
+        return False
+    jax.clear_caches()
+    return True

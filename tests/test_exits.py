@@ -7,7 +7,7 @@ import pytest
 from conftest import quick_compiles
 from test_execute import CASES, images, numbers
 
-from jaxseg import exits
+from jaxseg import exits, inference, programs
 from jaxseg.data.classes import make_classes
 from jaxseg.evaluation import Sample, evaluate
 from jaxseg.inference import EvalSpec, Predictor
@@ -57,6 +57,23 @@ def test_figures(found):
     assert summary["efficiency"] == pytest.approx(summary["speedup"] / summary["flops_ratio"])
     line = exits.line(summary | {"gmacs_per_image": 1.0})
     assert f"{100 * kept[0]:.0f} % of them after layer 1" in line
+
+
+def test_programs_are_forgotten_before_they_take_all_mappings(found, monkeypatch):
+    """A process that may have few: answers are the same, and compiled for again, not timed."""
+    forgotten = []
+    monkeypatch.setattr(
+        inference, "make_room", lambda: forgotten.append(programs.make_room(limit=1))
+    )
+    predictor = Predictor(network(SPEC).program(), dataclasses.replace(HOW, batch_size=1))
+    with quick_compiles():
+        for turn in (1, 2):
+            (again,), _, compiling = predictor.timed(numbers(SPEC), [Pictures()[2]["image"]])
+            assert compiling > 0 and forgotten == [True] * turn
+            assert predictor.program.compiled == 0
+            sample = next(s for s in found["model"].samples if s.name == "val/2")
+            np.testing.assert_array_equal(again.labels, sample.prediction)
+    assert not programs.make_room()
 
 
 def test_pruned_macs_of_all_tokens_are_dense_with_the_heads_that_look():
