@@ -21,7 +21,7 @@ from jaxseg.tools.export import exported
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "export.md"
 SIZE, SPECS = (10, 15), {"packed": CASES["handed on"], "dense": CASES["handed on"].dense()}
 ARRAYS = numbers(SPECS["dense"])
-PIXELS = np.clip(128 + 60 * images(2), 0, 255).astype(np.uint8)[:, : SIZE[0], : SIZE[1]]
+PIXELS = np.clip(128 + 90 * images(2), 0, 255).astype(np.uint8)[:, : SIZE[0], : SIZE[1]]
 
 
 @pytest.fixture(scope="module")
