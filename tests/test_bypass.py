@@ -79,7 +79,7 @@ def test_one_program_where_counts_are_known(name):
     assert program.compiled == 1
 
 
-@pytest.mark.parametrize("name", ["svit", "dynamicvit", "evit", "ats"])
+@pytest.mark.parametrize("name", ["svit", "dynamicvit", "evit", "ats", "evovit"])
 def test_training_forward_gives_finite_losses_and_gradients_to_all(name):
     spec = CASES[name]
     arrays, labels = numbers(spec), np.zeros((3, 20, 28), np.uint8)
