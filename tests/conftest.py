@@ -6,8 +6,8 @@ import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time of the suite is compiling: a third of it goes without XLA's newer code generator.
-# XLA_FLAGS="" runs the tests with what users run.
+# Most of the time of the suite is compiling, which is shorter without XLA's newer code generator
+# (docs/performance.md). XLA_FLAGS="" runs the tests with what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax  # noqa: E402

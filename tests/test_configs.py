@@ -17,7 +17,6 @@ from jaxseg.models.network import network, shapes
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-CHOOSING = ("svit", "dynamicvit", "evit", "evovit", "ats")
 CLASSES = {"camvid": 11, "msrc": 21, "own_data": 5, "imagenet": 1000}
 
 
@@ -83,18 +82,15 @@ def test_docstring_names_commands_and_figures(name):
 
 
 def one_of_each(names: list[str]) -> list[str]:
-    """The first of those whose smoke variants are one network, drop path apart, and one kind of
-    method, whatever its thresholds: all that choose tokens are trained alike (tests/test_bypass.py
-    has the gradients of each), and classifiers with them as segmenters are."""
+    """The first of those whose smoke variants are one network, drop path apart, and one method,
+    whatever its thresholds."""
     first: dict[str, str] = {}
     for name in names:
         config = config_of(name, "smoke").to_dict()
         config["model"].pop("drop_path")
         method = {n: config["method"][n] for n in ("name", "merge", "final_at_exit", "context")}
-        if method["name"] in CHOOSING:
-            method["name"] = "choosing"
-        if config["task"] == "classify":
-            method = None
+        if config["task"] == "classify":  # methods that choose tokens train as segmenters
+            method = method["name"] == "dense"
         parts = [config["task"], config["model"], method, config["policy"]["trunk"]]
         first.setdefault(json.dumps(parts), name)
     return list(first.values())
