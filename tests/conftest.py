@@ -1,14 +1,15 @@
 """Settings of the whole suite: two CPU devices, exact matrix products, no silent promotions."""
 
-import contextlib
 import os
 import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time of the suite is compiling, which is shorter without XLA's newer code generator
-# (docs/performance.md). XLA_FLAGS="" runs the tests with what users run.
+# Most of the time of the suite is compiling tiny models, which is shorter without optimisations and
+# without XLA's newer code generator (docs/performance.md). XLA_FLAGS="" and
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 run the tests with what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -28,16 +29,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # A shell that runs the suite in the background has it ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextlib.contextmanager
-def quick_compiles():
-    """Compile without optimisations: for tiny models whose compile time is all their time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

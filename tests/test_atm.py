@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from fixture_parts import bind, module_shapes
 
 from jaxseg.models import atm, attention
@@ -14,12 +13,6 @@ from jaxseg.tokens import Packed, Rows
 RNG = np.random.default_rng(0)
 WIDTH, HEADS, FEW, SLOTS = 16, 2, 3, 7
 MANY = WIDTH // HEADS  # the first number that is not few
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def numbers(*shape):

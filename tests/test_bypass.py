@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from tiny_models import ATM, CLASS_TOKEN, CONV, VIT, few_programs, images, numbers, same
 
 from jaxseg.execute import Masked, Packing
@@ -42,12 +41,6 @@ CASES = {
     ),
     "evovit": SparseSpec(VIT, CASCADE, method=evovit.Wait((2, 3, 4), (0.5,) * 3)),
 }
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 @pytest.mark.parametrize("name", CASES)

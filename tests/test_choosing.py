@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -27,12 +26,6 @@ from jaxseg.training import weights_of
 VIT = ViTSpec(16, 4, 2, grid=(4, 5), patch=4)
 HEADS = (HeadSpec((3,), ConvSpec(classes=3, channels=8)),)
 ERF = np.vectorize(math.erf)
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 class Slow:

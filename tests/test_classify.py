@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -48,12 +47,6 @@ METHODS = {
     "evovit": evovit.Wait(**EARLY),
     "ats": ats.Sample(**EARLY),
 }
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def config_of(name: str, **changes):

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from test_merged import ORACLE, windows
 from tiny_models import ATM, CLASS_TOKEN, CONV, VIT, few_programs, images, numbers, same
 
@@ -62,12 +61,6 @@ CASES = {
         ),
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def all_numbers(spec: SparseSpec, *rates: float) -> dict:

@@ -8,7 +8,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import quick_compiles
 
 import train
 from jaxseg import build, model_dir, tasks
@@ -98,8 +97,7 @@ def one_of_each(names: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("name", one_of_each(NAMES))
 def test_smoke_variant_trains_two_steps(name, tmp_path):
-    with quick_compiles():
-        train.train(config_of(name, "smoke"), str(tmp_path), "test")
+    train.train(config_of(name, "smoke"), str(tmp_path), "test")
     stored = model_dir.load(str(tmp_path))
     assert stored.config.model.head == config_of(name).model.head
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3  # 2 steps, 1 validation

@@ -12,7 +12,6 @@ import fixture_parts
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from foreign_states import atm, cascade, mmseg_vit, timm_vit
 from verify_fixture import load, tolerances
 
@@ -33,12 +32,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 FIXTURES = ROOT.parent / "shared" / "fixtures"
 TRAINED = ROOT.parent / "shared" / "weights" / "vit_tiny_patch16_224_augreg.npz"
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def golden(name, folder=GOLDEN):

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from conftest import quick_compiles
 from foreign_states import timm_vit
 from PIL import Image
 
@@ -205,19 +204,18 @@ def test_the_way_of_the_readme(tmp_path, own_flags, monkeypatch, capsys):
     own_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-    with quick_compiles():
-        for start, more in WAY.items():
-            command = next(c for c in commands_of(ROOT / "README.md") if c.startswith(start))
-            program, arguments = program_of(words_of(command))
-            smoke = ":smoke" if more else ""
-            arguments = [
-                re.sub(r"^--config=(configs/\w+\.py)$", rf"--config={ROOT}/\1{smoke}", word)
-                for word in arguments
-            ]
-            own_flags()
-            code = run(program, arguments + shlex.split(more), monkeypatch)
-            said = capsys.readouterr()
-            assert code == 0, f"{command}: {said.out[-2000:]}\n{said.err[-2000:]}"
+    for start, more in WAY.items():
+        command = next(c for c in commands_of(ROOT / "README.md") if c.startswith(start))
+        program, arguments = program_of(words_of(command))
+        smoke = ":smoke" if more else ""
+        arguments = [
+            re.sub(r"^--config=(configs/\w+\.py)$", rf"--config={ROOT}/\1{smoke}", word)
+            for word in arguments
+        ]
+        own_flags()
+        code = run(program, arguments + shlex.split(more), monkeypatch)
+        said = capsys.readouterr()
+        assert code == 0, f"{command}: {said.out[-2000:]}\n{said.err[-2000:]}"
     mine, out = tmp_path / "runs" / "mine", tmp_path / "OUT"
     results = json.loads((mine / "results.json").read_text())
     assert results["images"] == 2 and results["split"] == "test"

@@ -11,10 +11,9 @@ from jaxseg.fates import Grades
 from jaxseg.methods.dtop import Exit
 
 IMAGES, CLASSES = 2, 3
-SLOTS = st.lists(
-    st.tuples(st.integers(0, 9), st.integers(0, CLASSES - 1), st.booleans()),
-    min_size=IMAGES,
-    max_size=24,
+SLOT = st.tuples(st.integers(0, 9), st.integers(0, CLASSES - 1), st.booleans())
+SLOTS = st.sampled_from([2, 3, 9, 24]).flatmap(  # few lengths, each of which is compiled
+    lambda n: st.lists(SLOT, min_size=n, max_size=n)
 )
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from fixture_parts import bind, module_shapes
 from fixture_policy import efficientnet
 from flax import nnx
@@ -32,12 +31,6 @@ from jaxseg.models.policy import Policy, PolicySpec
 CTS = PolicySpec((2,))
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared"
 CUT = (Stage(1, 3, 1, 1, 8), Stage(2, 5, 2, 2, 8), Stage(1, 3, 2, 3, 12))
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 # --- the network once more: torch's arrays, NCHW, float64

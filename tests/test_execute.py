@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from tiny_models import ATM, CLASS_TOKEN, CONV, VIT, few_programs, images, numbers, same
 
 from jaxseg import fates
@@ -38,12 +37,6 @@ CASES = {
     "handed on": spec_of(Exit(0.75, k=1), None, sizes=(ATM, ATM, CONV)),
     "mixed, final": spec_of(None, Exit(0.65, k=1), sizes=(ATM, ATM, CONV), final_at_exit=True),
 }
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from conftest import quick_compiles
 
 import train
 from jaxseg import build, model_dir, trade_off
@@ -29,17 +28,10 @@ def config_of(arg="smoke", **changes):
 LOW = {"method.exit1.threshold": 0.2, "method.exit2.threshold": 0.2, "method.k": 1}
 
 
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dtop")
-    with quick_compiles():
-        train.train(config_of(**LOW), str(folder), "test")
+    train.train(config_of(**LOW), str(folder), "test")
     return folder
 
 

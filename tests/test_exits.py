@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from test_execute import CASES, images, numbers
 
 from jaxseg import exits, inference, programs
@@ -35,13 +34,12 @@ class Pictures:
 
 @pytest.fixture(scope="module")
 def found():
-    with quick_compiles():
-        specs = {"model": SPEC, "dense": SPEC.dense()}
-        predictors = {
-            name: (Predictor(network(spec).program(), HOW), numbers(SPEC))
-            for name, spec in specs.items()
-        }
-        return evaluate(predictors, Pictures(), pictures=2)
+    specs = {"model": SPEC, "dense": SPEC.dense()}
+    predictors = {
+        name: (Predictor(network(spec).program(), HOW), numbers(SPEC))
+        for name, spec in specs.items()
+    }
+    return evaluate(predictors, Pictures(), pictures=2)
 
 
 def test_figures(found):
@@ -66,13 +64,12 @@ def test_programs_are_forgotten_before_they_take_all_mappings(found, monkeypatch
         inference, "make_room", lambda: forgotten.append(programs.make_room(limit=1))
     )
     predictor = Predictor(network(SPEC).program(), dataclasses.replace(HOW, batch_size=1))
-    with quick_compiles():
-        for turn in (1, 2):
-            (again,), _, compiling = predictor.timed(numbers(SPEC), [Pictures()[2]["image"]])
-            assert compiling > 0 and forgotten == [True] * turn
-            assert predictor.program.compiled == 0
-            sample = next(s for s in found["model"].samples if s.name == "val/2")
-            np.testing.assert_array_equal(again.labels, sample.prediction)
+    for turn in (1, 2):
+        (again,), _, compiling = predictor.timed(numbers(SPEC), [Pictures()[2]["image"]])
+        assert compiling > 0 and forgotten == [True] * turn
+        assert predictor.program.compiled == 0
+        sample = next(s for s in found["model"].samples if s.name == "val/2")
+        np.testing.assert_array_equal(again.labels, sample.prediction)
     assert not programs.make_room()
 
 
@@ -93,9 +90,8 @@ def test_pruned_macs_of_all_tokens_are_dense_with_the_heads_that_look():
 @pytest.mark.parametrize("name", ["final", "mixed"])
 def test_the_last_stage_is_the_prediction(name):
     net, image = network(CASES[name]), Pictures()[2]["image"]
-    with quick_compiles():
-        (found,) = Predictor(net.program(), HOW).predict(numbers(CASES[name]), [image])
-        stages = exits.StageView(net, HOW)(numbers(CASES[name]), image)
+    (found,) = Predictor(net.program(), HOW).predict(numbers(CASES[name]), [image])
+    stages = exits.StageView(net, HOW)(numbers(CASES[name]), image)
     np.testing.assert_array_equal(stages.labels[-1], found.labels)
     np.testing.assert_array_equal(stages.left, found.left[0])
 

@@ -20,7 +20,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import quick_compiles
 
 import jaxseg
 import train
@@ -35,12 +34,6 @@ from jaxseg.weights import digest, load_weights
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 4
 evaluation = importlib.import_module("eval")
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +55,7 @@ def smoke(**changes):
 def whole(tmp_path_factory):
     """The workdir of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole")
-    with quick_compiles():
-        train.train(smoke(), str(folder), "test")
+    train.train(smoke(), str(folder), "test")
     return folder
 
 
@@ -168,7 +160,6 @@ def test_kill_9_and_other_workers_change_no_byte(whole, tmp_path):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }
     command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path), str(STEPS)]

@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from verify_fixture import tolerances, verify
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -13,12 +12,6 @@ SHARED = pathlib.Path(__file__).parents[1].parent / "shared" / "fixtures"
 FAMILIES = ("F1", "F2", "F3", "F4", "F5", "F6", "F7")
 WHOLE = ("F2", "F6", "F8")  # golden files that hold a part of the reference
 SMALL = GOLDEN / "F4_heads.npz"
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def only(folder, family):

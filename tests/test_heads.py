@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from fixture_parts import ALL, bind, module_shapes, run_head
 
 from jaxseg.models.atm import AtmDecoder, AtmSpec, for_batch
@@ -14,12 +13,6 @@ from jaxseg.resize import resize_bilinear
 RNG = np.random.default_rng(0)
 ATM = AtmSpec(classes=5, width=8, heads=2, layers=2)
 GRID = (3, 4)
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def filled(module):

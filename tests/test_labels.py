@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,12 +12,6 @@ from jaxseg.resize import bilinear_matrix
 
 labels_of = jax.jit(label_map)
 mixed_of = jax.jit(mixed_blocks)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def dense(scores, *chains):

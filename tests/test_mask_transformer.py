@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from fixture_parts import ALL, bind, module_shapes
 from fixture_segmenter import cts_decoders, mmseg_mask
 from hypothesis import given, settings
@@ -28,12 +27,6 @@ SHARED = pathlib.Path(__file__).parents[1].parent / "shared" / "fixtures"
 WIDTH_IN, SPEC = 6, MaskSpec(classes=5, width=8, heads=2)
 SLOTS = 9  # of each image in rows, class token included
 BUFFER = 40  # slots of the packed layout
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 # --- the decoder once more, from torch's arrays, on the living patches of one image

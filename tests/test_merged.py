@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from tiny_models import (
     ATM,
     CLASS_TOKEN,
@@ -58,12 +57,6 @@ def windows(*rates: float) -> dict:
         f"policy.windows.{i}": np.where(lot < rates, 9.0, -9.0).astype(np.float32)
         for i, lot in enumerate(lots)
     }
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 @pytest.mark.parametrize("name", CASES)

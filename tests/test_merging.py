@@ -12,7 +12,8 @@ from jaxseg.methods.cts import Share
 from jaxseg.methods.dcts import Merge
 
 SIDES = (2, 4, 8)
-GRIDS = st.tuples(st.integers(1, 11), st.integers(1, 11))
+# Too small for any window, for some, cut by the largest; few, for each is compiled.
+GRIDS = st.sampled_from([(1, 1), (2, 3), (1, 9), (8, 8), (11, 6), (9, 17)])
 
 
 def drawn(grid, seed, rate=0.5, sides=SIDES) -> dict:

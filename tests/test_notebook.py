@@ -77,7 +77,6 @@ def test_every_cell_runs(model, tmp_path):
         "JAXSEG_DEMO_MODEL": str(model),
         "JAXSEG_DEMO_STEPS": "2",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "MPLBACKEND": "Agg",
         "TMPDIR": str(tmp_path),
     }

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 
 import eval as evaluation
 import train
@@ -21,12 +20,6 @@ from jaxseg.tools import bench
 
 SIDES = (2, 4)
 SPEC = PolicySpec(SIDES, "smoke", 3, (1.0, 0.98))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def bound(spec=SPEC):

@@ -13,7 +13,6 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from PIL import Image
 
 import jaxseg
@@ -33,12 +32,6 @@ from jaxseg.windows import window_starts
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Two exits, whole images, patches of 8 pixels; its weights say nothing, but not always the
@@ -51,8 +44,7 @@ def model(tmp_path_factory):
     moved = {n: v + 0.3 * rng.standard_normal(v.shape, np.float32) for n, v in params.items()}
     folder = tmp_path_factory.mktemp("model")
     model_dir.save(str(folder), moved, stats, config, classes)
-    with quick_compiles():
-        yield jaxseg.load(folder)
+    yield jaxseg.load(folder)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from flax import nnx
 
 from jaxseg.models.atm import AtmSpec
@@ -36,12 +35,6 @@ def started(spec):
     params, stats = draw(*shapes(spec), seed=0)
     noise = {n: 0.1 * RNG.standard_normal(v.shape, np.float32) for n, v in params.items()}
     return network(spec), {n: v + noise[n] for n, v in params.items()}, stats
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 # --- heads

@@ -9,10 +9,9 @@ from jaxseg.selection import above_threshold, best_class, best_of_group, top_sha
 
 GROUPS = 4
 FEW = settings(max_examples=60, deadline=None)
-# Few distinct scores, so that ties are common.
-SLOTS = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, GROUPS - 1), st.booleans()), min_size=1, max_size=20
-)
+# Few distinct scores, so that ties are common, and few lengths, each of which is compiled.
+SLOT = st.tuples(st.integers(0, 3), st.integers(0, GROUPS - 1), st.booleans())
+SLOTS = st.sampled_from([1, 2, 7, 20]).flatmap(lambda n: st.lists(SLOT, min_size=n, max_size=n))
 
 
 def columns(slots):

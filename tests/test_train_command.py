@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from conftest import quick_compiles
 
 import train
 from jaxseg import model_dir
@@ -21,18 +20,11 @@ def smoke(**changes):
     return config
 
 
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The workdir of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
-    with quick_compiles():
-        train.train(smoke(), str(folder), "test")
+    train.train(smoke(), str(folder), "test")
     return folder
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 
 from jaxseg import optim, parallel, training
 from jaxseg.errors import UserError
@@ -32,12 +31,6 @@ PLAN = training.TrainSpec(
     checkpoint_every=100,
     max_bad_steps=2,
 )
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def a_batch(seed: int, size: int = 4) -> dict:

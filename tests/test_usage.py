@@ -11,7 +11,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
@@ -34,12 +33,6 @@ EVIL = "<script>alert('1')</script>&\"{{title}}{% raw %}\udcff"
 CLASSES = make_classes([EVIL, *"abcd"])
 HOW = EvalSpec(mode="whole", mean=(0.0,) * 3, std=(255.0,) * 3)
 BEFORE = (Cut(1), Cut(2), Cut(3))
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 @st.composite
@@ -196,8 +189,7 @@ def test_choices_are_those_of_the_patches():
 def written(tmp_path_factory):
     """The folder of five images, two of them as samples."""
     folder = tmp_path_factory.mktemp("svit")
-    with quick_compiles():
-        write(folder / "usage", HOW, samples=2)
+    write(folder / "usage", HOW, samples=2)
     return folder / "usage"
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_compiles
 from fixture_parts import ALL, bind, module_shapes, run
 
 from jaxseg.models.vit import VARIANTS, ViT, ViTSpec
@@ -14,12 +13,6 @@ from jaxseg.resize import resize_position_embedding
 
 SMALL = ViTSpec(width=16, depth=3, heads=2, grid=(4, 5), patch=8)
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles():
-    with quick_compiles():
-        yield
 
 
 def filled(spec):
