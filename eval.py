@@ -13,7 +13,6 @@ import tempfile
 from absl import flags
 
 from jaxseg import cli, processes
-from jaxseg.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -27,11 +26,7 @@ def evaluate(config, workdir: str, out: str = "") -> dict:
     stored = model_dir.load(workdir)
     config = config or stored.config
     source = build.make_source(config, config.eval.split)
-    if source.classes.names != stored.classes.names:
-        raise UserError(
-            f"{workdir}: trained on {', '.join(stored.classes.names[:4])} ..., the data set has "
-            f"{', '.join(source.classes.names[:4])} ...; use the classes it was trained on"
-        )
+    model_dir.check_classes(stored, source.classes)
     task = tasks.of(config)
     if jax.process_index():  # all know the result of all, one writes it
         with tempfile.TemporaryDirectory() as spare:

@@ -1,6 +1,7 @@
 """CTS on SegViT with ViT-L, ADE20K, 640x640: 160 windows of 2x2 patches share a token each.
 
-Published: (STEP, table 2) dense 53.0 mIoU at 624 GMACs, CTS 52.0 at 410; with DToP 51.2 at 334.
+Published: (STEP, table 2) dense 53.0 mIoU at 624 GMACs, CTS 52.0 at 410, which includes the policy;
+with DToP 51.2 at 334.
 Ours: not measured (docs/results.md). Hardware of the original: A100.
 
     python train.py --config=configs/cts_vitl_ade20k.py --config.data.root=DATA \

@@ -1,7 +1,7 @@
 """STEP on SegViT with ViT-L, ADE20K, 640x640: supertokens, then early exits.
 
-Published: (table 2, GMACs without the policy) STEP@[8,16] tau-6899 51.2 mIoU at 224, tau-4999 50.8
-at 209; STEP@[18] 51.7 at 395 and 50.4 at 261; dense 53.0 at 624.
+Published: (table 2, GMACs; those of its row of CTS include the policy) STEP@[8,16] tau-6899 51.2
+mIoU at 224, tau-4999 50.8 at 209; STEP@[18] 51.7 at 395 and 50.4 at 261; dense 53.0 at 624.
 Ours: not measured (docs/results.md). Hardware of the original: one A100, 160 k steps of 4 images.
 
     python train.py --config=configs/step_vitl_ade20k.py --config.data.root=DATA \

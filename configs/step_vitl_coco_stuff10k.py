@@ -1,7 +1,8 @@
 """STEP on SegViT with ViT-L, COCO-Stuff-10K, 512x512: supertokens, then early exits.
 
-Published: (table 3, GMACs without the policy) STEP@[8,16] tau-6899 46.0 mIoU at 173, tau-4999 45.3
-at 150; STEP@[18] 46.0 at 201 and 45.1 at 177; dense 46.7 at 373, CTS 46.2 at 251.
+Published: (table 3, GMACs) STEP@[8,16] tau-6899 46.0 mIoU at 173, tau-4999 45.3 at 150; STEP@[18]
+46.0 at 201 and 45.1 at 177; dense 46.7 at 373, CTS 46.2 at 251 (table 1: 248, which includes the
+policy).
 Ours: not measured (docs/results.md). Hardware of the original: one A100, 80 k steps of 4 images.
 
     python train.py --config=configs/step_vitl_coco_stuff10k.py --config.data.root=DATA \

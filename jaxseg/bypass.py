@@ -11,6 +11,7 @@ rows, wherever the chosen lie: they are the same code masked and packed.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from jaxseg.errors import UserError
 from jaxseg.fates import Plan, exit_
 from jaxseg.tokens import Carry, Packed, Rows, readout
 
@@ -134,6 +136,15 @@ class Look(NamedTuple):
     def spread(self, per_slot: Float[Array, "*slots F"]) -> Float[Array, "B C F"]:
         """Numbers of the tokens as they lie, as rows; 0 for those who wait."""
         return spread(self.carry, per_slot)
+
+
+def falling(keep: tuple[float, ...]) -> None:
+    """Shares of all tokens, of which none comes back. Raises UserError: they rise."""
+    if any(later > share for share, later in itertools.pairwise(keep)):
+        raise UserError(
+            f"config.method.keep={keep}: shares are of all tokens, and who is dropped does not "
+            f"come back; give shares that do not rise"
+        )
 
 
 def spread(

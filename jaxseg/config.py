@@ -86,7 +86,9 @@ def defaults() -> ConfigDict:
     model.aux_head_layers = 1  # and its decoder layers or convolutions
     model.aux_head_up_scale = 0  # and its up-sampling (conv); 0 = as the last
     model.aux_weight = 0.4  # conv: loss weight of the heads before the last
-    model.bfloat16 = False  # compute in bfloat16; parameters, losses and scores stay float32
+    # Compute in bfloat16; parameters, losses and scores stay float32. The policy of a segmenter
+    # computes in bfloat16, too: grades near a threshold may then fall on its other side.
+    model.bfloat16 = False
 
     config.method = method = ConfigDict()
     # dense | dtop (tokens leave early) | svit, dynamicvit, evit, evovit, ats (tokens skip blocks)
@@ -121,9 +123,9 @@ def defaults() -> ConfigDict:
     # Patches that share a token: none | cts (a fixed number of windows of 2x2) | dcts (windows of
     # 2, 4, 8 and 16 patches by threshold; with dtop's exits that is STEP)
     method.merge = "none"
-    # The network that grades windows: the workdir of a run with config.task=policy. "" = the one
-    # that is stored with the model. "oracle" = the labels instead (evaluation only); "random" =
-    # one that nothing has trained (tests).
+    # The network that grades windows: the workdir of a run with config.task=policy. "", or a
+    # workdir that is no longer there = the one that is stored with the model. "oracle" = the labels
+    # instead (evaluation only); "random" = one that nothing has trained (tests).
     method.policy = ""
     method.windows = 103  # cts: windows merged per image
     for side in (2, 4, 8, 16):

@@ -37,10 +37,11 @@ class ExitCosts:
 
     The last part are the pixels whose patches stayed; of the two, early comes first. An image that
     is several inputs of the network (windows, views) is left out: it left in several ways.
+    ``counted``: the others.
     """
 
     def __init__(self, exits: int, patch: int, classes: int):
-        self.patch = patch
+        self.patch, self.counted = patch, 0
         self.matrices = np.zeros((exits + 1, 2, classes + 1, classes), np.int64)
 
     def __call__(self, sample: dict, answers: Mapping[str, Prediction]) -> None:
@@ -48,6 +49,7 @@ class ExitCosts:
         early, label = answers[EARLY], sample["label"]
         if len(early.inputs) > 1:
             return
+        self.counted += 1
         left = left_of_pixels(early.left[0], early.inputs[0], self.patch, label.shape)
         for number in range(-1, len(self.matrices) - 1):
             part = np.where(left == number, label, IGNORE)
@@ -58,17 +60,19 @@ class ExitCosts:
     def summary(self, layers: Sequence[int], classes: Classes) -> list[dict]:
         """A part after each of ``layers`` (1-based), and with layer None who stayed.
 
-        pixels: its share of all that are labelled. accuracy, dense_accuracy: share of right ones.
+        images: how many were counted. pixels: its share of those of them that are labelled.
+        accuracy, dense_accuracy: share of right ones.
         miou_change: of the dense model, if this part alone were answered as with exits.
         With several processes all must call it.
         """
-        matrices = sum(gather(self.matrices))
+        matrices, images = sum(gather(self.matrices)), int(sum(gather(np.array(self.counted))))
         dense = matrices[:, 1].sum(axis=0)
         names, pixels = classes.names, dense[:-1].sum()
         miou = summarise(dense, names).miou
         return [
             {
                 "layer": layer,
+                "images": images,
                 "pixels": ratio(by_dense[:-1].sum(), pixels),
                 "accuracy": ratio(by_early.trace(), by_early[:-1].sum()),
                 "dense_accuracy": ratio(by_dense.trace(), by_dense[:-1].sum()),
@@ -78,11 +82,16 @@ class ExitCosts:
         ]
 
 
-def lines(parts: Sequence[Mapping]) -> dict[str, str]:
-    """`ExitCosts.summary` for people, a line for each part; none where no image was counted."""
+def lines(parts: Sequence[Mapping], images: int) -> dict[str, str]:
+    """`ExitCosts.summary` for people, a line for each part; none where no image was counted.
+
+    Says so where not all of the set's ``images`` were counted.
+    """
+    some = f" of {parts[0]['images']} of {images} images" if parts else ""
+    some = some if parts and parts[0]["images"] < images else ""
     return {
         "stayed" if part["layer"] is None else f"left after layer {part['layer']}": (
-            f"{percent(part['pixels'])} % of the pixels, {percent(part['accuracy'])} % right "
+            f"{percent(part['pixels'])} % of the pixels{some}, {percent(part['accuracy'])} % right "
             f"(densely {percent(part['dense_accuracy'])}), mIoU {100 * part['miou_change']:+.2f}"
         )
         for part in parts

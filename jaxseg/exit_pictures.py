@@ -221,7 +221,7 @@ def difficulty_histogram(
         row = _Row(title, bin_counts(values, 100), threshold, f"threshold {threshold:g}", threshold)
         rows.append(row)
     ticks = {k / 5: f"{k / 5:g}" for k in range(6)}
-    return _histograms(rows, ticks, "confidence of a token", "tokens")
+    return _histograms(rows, ticks, "confidence of a token of the sampled images", "tokens")
 
 
 def difficulty_title(values: Float[np.ndarray, " n"], layer: int, threshold: float) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxseg import exit_pictures, flops, labels, viz
@@ -161,6 +162,10 @@ class StageView:
                 for h, each, grid in zip(heads, logits, grids, strict=True)
             ]
             answer = self.network.program(Masked())(arrays, images)
+            if spec.final_at_exit:  # what was said when a token left, not what a later head says
+                for number in range(1, len(grids)):
+                    gone = (answer.left >= 0) & (answer.left < number)
+                    grids[number] = jnp.where(gone[..., None], grids[number - 1], grids[number])
             return [*grids, answer.scores], certain, answer
 
         return jax.jit(run)
@@ -191,8 +196,8 @@ def write_pictures(
     result: EvalResult,
     classes: Classes,
 ) -> None:
-    """A sheet per sample and two histograms: of confidence over the samples' tokens, and of the
-    share of tokens that stays over all inputs of ``result``."""
+    """A sheet per sample and two histograms: of confidence over the samples' tokens, each image
+    whole, and of the share of tokens that stays over all inputs of ``result``."""
     spec = view.network.spec
     layers, patch = layers_of(spec), spec.vit.patch
     folder.mkdir(exist_ok=True)

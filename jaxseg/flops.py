@@ -42,7 +42,7 @@ class ModelMacs:
     backbone: Macs
     heads: tuple[Macs, ...]
     resizes: Macs
-    policy: Macs = Macs({})  # the network that grades windows; CTS and STEP do not count it
+    policy: Macs = Macs({})  # the network that grades windows; STEP's figures of CTS include it
 
     @property
     def gmacs_backbone_and_final_head(self) -> float:

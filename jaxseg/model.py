@@ -74,6 +74,15 @@ class Model:
         labels, inputs, alive, left, _ = found[0]
         return Outcome(labels, inputs, left, alive, gmacs, seconds)
 
+    def warmup(self, size: tuple[int, int]) -> int:
+        """Compiles all that images of ``size`` (height, width) can need; returns how many programs.
+
+        Without it `predict` compiles when it first meets a size, or as many tokens as that leave.
+        """
+        found = self.predict(np.zeros((*size, 3), np.uint8))
+        program, batch = self.predictor.program, self.predictor.spec.batch_size
+        return sum(program.warmup(self.arrays, (batch, *given, 3)) for given in set(found.inputs))
+
 
 def load(source: str | os.PathLike, config=None) -> Model:
     """The model in the workdir of a finished training run, in another program's checkpoint file, or
@@ -88,6 +97,7 @@ def load(source: str | os.PathLike, config=None) -> Model:
 
 def _by(stored: model_dir.StoredModel) -> Model:
     config = stored.config.copy_and_resolve_references()
+    model_dir.no_oracle(config)
     spec = build.segmenter_spec(config, len(stored.classes))
     arrays = model_dir.arrays_for(stored, config, spec)
     if config.eval.mode == "whole":

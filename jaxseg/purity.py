@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -130,9 +131,16 @@ def rates(found: Tally) -> dict[str, float]:
     }
 
 
-def positive_weight(target: UInt8[Array, "B R C"]) -> Float[Array, ""]:
-    """Mixed windows per pure one: balances the two kinds; 1 where either is missing."""
+def positive_weight(
+    target: UInt8[Array, "B R C"], batch_axis: str | None = None
+) -> Float[Array, ""]:
+    """Mixed windows per pure one: balances the two kinds; 1 where either is missing.
+
+    Counted over all devices along ``batch_axis``.
+    """
     pure, mixed = (target == ONE_CLASS).sum(), (target == MIXED).sum()
+    if batch_axis is not None:
+        pure, mixed = (jax.lax.psum(count, batch_axis) for count in (pure, mixed))
     both = (pure > 0) & (mixed > 0)
     share = mixed.astype(jnp.float32) / jnp.maximum(pure, 1).astype(jnp.float32)
     return jnp.where(both, share, 1.0)

@@ -10,12 +10,15 @@ from tiny_models import ATM, CLASS_TOKEN, CONV, VIT, few_programs, images, numbe
 from jaxseg.execute import Masked, Packing
 from jaxseg.methods import ats, dynamicvit, evit, evovit, svit
 from jaxseg.models.macs import dense_macs, pruned_macs
+from jaxseg.models.mask_transformer import MaskSpec
 from jaxseg.models.network import network, shapes
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.sparse import SparseSpec
 
 ONE = (HeadSpec((1,), CONV), HeadSpec((3,), ATM))
 NAIVE = (HeadSpec((3,), CONV),)
+PUP = (HeadSpec((3,), dataclasses.replace(CONV, kernel=3, up_scale=2)),)  # sees neighbours
+MASKS = (HeadSpec((3,), MaskSpec(5, 8, 2, layers=1)),)
 CASCADE = (HeadSpec((1, 2, 3), ATM),)
 EARLY = {"layers": (2, 3, 4), "keep": (0.7, 0.49, 0.343)}
 CASES = {
@@ -23,13 +26,13 @@ CASES = {
     "svit, sampled": SparseSpec(
         CLASS_TOKEN, NAIVE, method=svit.Skip(**EARLY, selection="sampled", gate="complex")
     ),
-    "svit, static": SparseSpec(VIT, NAIVE, method=svit.Skip(**EARLY, selection="static")),
+    "svit, static": SparseSpec(VIT, PUP, method=svit.Skip(**EARLY, selection="static")),
     "svit, no way back": SparseSpec(
         VIT, NAIVE, method=svit.Skip((2, 4), (0.7, 0.3), preserve=False, reactivate=False)
     ),
     "dynamicvit": SparseSpec(VIT, NAIVE, method=dynamicvit.Drop(**EARLY)),
     "dynamicvit, remove": SparseSpec(
-        CLASS_TOKEN, NAIVE, method=dynamicvit.Drop((1, 3), (0.7, 0.4), preserve=False)
+        CLASS_TOKEN, MASKS, method=dynamicvit.Drop((1, 3), (0.7, 0.4), preserve=False)
     ),
     "evit": SparseSpec(VIT, NAIVE, method=evit.Fuse((2, 3, 4))),
     "evit, remove": SparseSpec(
@@ -96,7 +99,7 @@ def test_everybody_chosen_is_dense():
         svit.Skip(**everybody, selection="static"),
         dynamicvit.Drop(**everybody),
         evit.Fuse(**everybody, fuse=False),
-        evovit.Wait(**everybody),
+        evovit.Wait((2, 3), (1.0, 1.0)),
     ):
         spec = SparseSpec(VIT, NAIVE, method=method)
         arrays = numbers(spec)
@@ -128,7 +131,7 @@ def test_nobody_chosen():
     np.testing.assert_allclose(reference.scores, first.scores, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["svit", "dynamicvit", "evit", "ats"])
+@pytest.mark.parametrize("name", ["svit", "dynamicvit", "evit", "ats", "evovit"])
 def test_one_patch(name):
     spec = CASES[name]
     arrays, tiny = numbers(spec), images(2, (4, 4))

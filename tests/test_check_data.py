@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image
+from test_class_data import folder_per_class
 
+from jaxseg import viz
 from jaxseg.data.classes import make_classes
+from jaxseg.data.classification import class_folder
 from jaxseg.data.folder import folder
 from jaxseg.tools.check_data import check, save_samples
 
@@ -64,6 +67,41 @@ class Loose(list):
     """A source from elsewhere that does not check its labels."""
 
     classes = make_classes(["a", "b"])
+
+
+class Named(Loose):
+    """With so many classes that 255 is one."""
+
+    classes = make_classes([f"class {k}" for k in range(300)])
+
+
+def test_one_class_per_image(tmp_path, monkeypatch):
+    folder_per_class(tmp_path, ["train/n01/a.jpg", "train/n01/b.jpg", "train/n02/c.jpg", "v/n03/d"])
+    source = class_folder(tmp_path, "train")
+    report = check(source)
+    assert report.problems == () and report.sizes == {(20, 30): 3}
+    assert report.images.tolist() == report.pixels.tolist() == [2, 1, 0]
+    lines = str(report).splitlines()
+    assert lines[1].split() == ["n01", "66.67%", "of", "images", "2", "images"]
+    assert len(lines) == 5 and lines[4].endswith("n03")
+    image, titles = np.zeros((2, 2, 3), np.uint8), []
+    labels = {name: np.int32(k) for name, k in (("x", 255), ("y", 300), ("z", -1))}
+    strange = Named({"image": image, "label": k, "name": name} for name, k in labels.items())
+    report = check(strange)
+    assert report.images[255] == 1 and report.ignored == 0
+    assert [problem.split(" but")[0] for problem in report.problems] == [
+        "y: label value 300", "z: label value -1",
+    ]  # fmt: skip
+    sheet = viz.sheet
+    monkeypatch.setattr(viz, "sheet", lambda rows, said: titles.append(said) or sheet(rows, said))
+    for each in (source, strange):
+        save_samples(each, tmp_path / "page.png")
+    assert titles == [
+        ["n01: train/n01/a.jpg", "n01: train/n01/b.jpg", "n02: train/n02/c.jpg"],
+        ["class 255: x"],
+    ]
+    with Image.open(tmp_path / "page.png") as page:
+        assert page.mode == "RGB"
 
 
 def test_other_sources_are_checked_too():

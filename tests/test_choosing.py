@@ -1,6 +1,7 @@
 """The five methods against slow loops over single images in numpy, and their parts."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxseg import losses, selection
+from configs import dynamicvit_vitti_camvid
+from jaxseg import build, losses, selection
+from jaxseg.bypass import Look
 from jaxseg.errors import UserError
 from jaxseg.execute import Packing
 from jaxseg.methods import ats, dynamicvit, evit, evovit, svit
@@ -20,10 +23,12 @@ from jaxseg.models.network import TEACHER, network, shapes
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.sparse import SparseSpec
 from jaxseg.models.vit import ViTSpec
+from jaxseg.tasks import segment
 from jaxseg.tokens import Rows
 from jaxseg.training import weights_of
+from jaxseg.weights import save_weights
 
-VIT = ViTSpec(16, 4, 2, grid=(4, 5), patch=4)
+VIT, PATCHES = ViTSpec(16, 4, 2, grid=(4, 5), patch=4), 20
 HEADS = (HeadSpec((3,), ConvSpec(classes=3, channels=8)),)
 ERF = np.vectorize(math.erf)
 
@@ -66,11 +71,11 @@ class Slow:
     def block(self, i, x):
         return self.transform(i, self.mix(i, x)[0])
 
-    def predictor(self, i, x):
+    def predictor(self, i, x, seen):
         name = f"method.gates.{i}."
         z = self.gelu(self.linear(name + "fc1", self.norm(name + "norm", x, 1e-5)))
         local, overall = np.split(z, 2, axis=-1)
-        z = np.concatenate([local, np.broadcast_to(overall.mean(0), local.shape)], -1)
+        z = np.concatenate([local, np.broadcast_to(overall[seen].mean(0), local.shape)], -1)
         for layer in ("fc2", "fc3"):
             z = self.gelu(self.linear(name + layer, z))
         return self.linear(name + "fc4", z)
@@ -91,12 +96,18 @@ def best(score, count):
 
 
 def slow_svit(slow, x, method):
+    patches = chosen = np.arange(len(x) - PATCHES, len(x))  # behind a class token
     for i in range(4):
-        chosen = np.arange(len(x))
         if i + 1 in method.layers:
-            p = shares(slow.gate(method.layers.index(i + 1), x))
-            chosen = best(p, round(p.sum()))
-        x[chosen] = slow.block(i, x[chosen])
+            number = method.layers.index(i + 1)
+            complex_ = method.gate == "complex"
+            logits = slow.predictor(number, x, chosen) if complex_ else slow.gate(number, x)
+            p, open_ = shares(logits), patches if method.reactivate else chosen
+            chosen = open_[best(p[open_], round(p[open_].sum()))]
+        inside = np.union1d(chosen, np.arange(len(x) - PATCHES))
+        x[inside] = slow.block(i, x[inside])
+    if not method.preserve:  # what heads see
+        x[np.setdiff1d(np.arange(len(x)), inside)] = 0
     return x
 
 
@@ -105,7 +116,7 @@ def slow_dynamicvit(slow, x, method):
     for i in range(4):
         if i + 1 in method.layers:
             number = method.layers.index(i + 1)
-            p = shares(slow.predictor(number, x[left]))
+            p = shares(slow.predictor(number, x[left], np.arange(len(left))))
             left = left[best(p, int(method.keep[number] * len(x)))]
         x[left] = slow.block(i, x[left])
     return x
@@ -181,6 +192,10 @@ def slow_evovit(slow, x, method):
 LAYERS = (2, 3, 4)
 METHODS = {
     "svit": (svit.Skip(LAYERS, (0.7, 0.5, 0.3)), slow_svit),
+    "svit, table 3 and 4, class token": (
+        svit.Skip(LAYERS, (0.7,) * 3, gate="complex", preserve=False, reactivate=False),
+        slow_svit,
+    ),
     "dynamicvit": (dynamicvit.Drop(LAYERS, (0.7, 0.5, 0.3)), slow_dynamicvit),
     "evit": (evit.Fuse(LAYERS, (0.7, 0.7, 0.7)), slow_evit),
     "ats": (ats.Sample(LAYERS, (0.9, 0.7, 0.5)), slow_ats),
@@ -199,7 +214,8 @@ def numbers(spec) -> dict:
 @pytest.mark.parametrize("name", METHODS)
 def test_against_a_slow_loop_over_images(name):
     method, slow = METHODS[name]
-    spec = SparseSpec(VIT, HEADS, method=method)
+    vit = replace(VIT, class_token=name.endswith("class token"))
+    spec = SparseSpec(vit, HEADS, method=method)
     net, arrays = network(spec), numbers(spec)
     images = np.random.default_rng(2).standard_normal((2, 16, 20, 3), np.float32)
 
@@ -211,13 +227,24 @@ def test_against_a_slow_loop_over_images(name):
             carry, choice = model.decide(carry, stage)
             carry = Packing().pick(carry, choice)
         begin = spec.cuts[-1].position
-        return start.x, model._run(carry, begin, 8, (), model._no_keys()[0]).map
+        return start.x, model._run(carry, begin, 8, (3,), model._no_keys()[0]).taps[-1]
 
     start, ours = map(np.asarray, run(arrays))
     for i in range(2):
         theirs = slow(Slow(arrays), start[i].astype(np.float64), method)
         assert abs(theirs - start[i]).max() > 0.1
         np.testing.assert_allclose(ours[i, : len(theirs)], theirs, atol=2e-4)
+
+
+def test_in_training_too_nobody_comes_back_where_none_may():
+    rows, there = jnp.zeros((2, 30, 4)), jnp.ones((2, 30), bool)
+    before = (jnp.arange(60).reshape(2, 30) % 2).astype(jnp.float32)
+    look = Look(0, None, rows, before > 0, there, None, before, jax.random.key(0))
+    gate = [lambda rows, seen: jnp.zeros((*rows.shape[:2], 2))]
+    for back in (True, False):
+        choice = svit.Skip((2,), (0.5,), reactivate=back).choose(gate, look)
+        assert (choice.chosen & ~look.inside).any() == back and (choice.chosen & look.inside).any()
+        np.testing.assert_array_equal(choice.weight, choice.chosen)
 
 
 # --- selection
@@ -350,6 +377,32 @@ def test_distillation_learns_from_frozen_weights():
     assert set(kept) == set(net.split(arrays)[0])
 
 
+def test_who_distils_needs_a_trained_head(tmp_path):
+    method = dynamicvit.Drop((2,), (0.5,), distil=0.5)
+    spec, file = SparseSpec(VIT, HEADS, method=method), str(tmp_path / "model.safetensors")
+    config = dynamicvit_vitti_camvid.get_config()
+    config.init_from = file
+    whole, other = numbers(SegmenterSpec(VIT, HEADS)), "heads.0.classify.kernel"
+
+    def start():
+        return segment.start(config, spec, *draw(*shapes(spec), seed=0))
+
+    for file_has, fresh in (
+        ({name: value for name, value in whole.items() if name.startswith("vit")}, "9 arrays"),
+        (whole | {other: np.ones((8, 4), np.float32)}, rf"1 arrays of the last head \({other}"),
+    ):
+        save_weights(file, file_has, {})
+        with pytest.raises(UserError, match=f"{fresh}.*distillation learns from a trained"):
+            start()
+    save_weights(file, whole, {})
+    params, stats, _ = start()
+    taught = build.teacher(config, spec, params | stats)
+    assert taught.keys() == {TEACHER + name for name in whole}
+    config.init_from = ""
+    with pytest.raises(UserError, match="config.init_from=''"):
+        build.teacher(config, spec, params | stats)
+
+
 def test_distillation_of_equals_is_nothing():
     scores = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 3, 4, 5)))
     assert losses.score_distillation(scores, scores, 1.0).value() == pytest.approx(0.0, abs=1e-6)
@@ -363,5 +416,15 @@ def test_mistakes_are_named():
     for wrong in ({"selection": "best"}, {"gate": "deep"}, {"ratio": "both"}):
         with pytest.raises(UserError, match=f"method.{next(iter(wrong))}"):
             svit.Skip(**wrong)
-    with pytest.raises(UserError, match="start at 2"):
-        evovit.Wait((1, 2), (0.5, 0.5))
+    for layers in ((1, 2), (5, 9)):
+        with pytest.raises(UserError, match="start at 2 or later and leave none out"):
+            evovit.Wait(layers, (0.5, 0.5))
+    rising = {"layers": (2, 3), "keep": (0.5, 0.7)}
+    for make in (
+        lambda: dynamicvit.Drop(**rising),
+        lambda: svit.Skip(**rising, selection="static", reactivate=False),
+    ):
+        with pytest.raises(UserError, match=r"method.keep=\(0.5, 0.7\): shares are of all tokens"):
+            make()
+    svit.Skip(**rising, selection="static")  # who comes back makes the share rise
+    svit.Skip(**rising, reactivate=False)  # a target, no count

@@ -343,6 +343,9 @@ def test_fields_that_do_not_fit_are_named():
     ):
         with pytest.raises(UserError, match=said):
             build.classifier_spec(config_of(f"{name}_imagenet", **changes), 5)
+    for name, task in (("vits_imagenet", "classify"), ("policy_cts_camvid", "policy")):
+        with pytest.raises(UserError, match=f"config.task='{task}'.*eval.py"):
+            build.segmenter_spec(config_of(name), 5)
     config = config_of("vits_imagenet", **{"data.name": "folder"})
     for make in (lambda: build.class_recipe(config, 5), lambda: build.class_eval_spec(config)):
         with pytest.raises(UserError, match="data.name='folder'"):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jaxseg.errors import UserError
 from jaxseg.fates import Grades
 from jaxseg.methods.dtop import Exit
+from jaxseg.tools.forced import forced
 
 IMAGES, CLASSES = 2, 3
 SLOT = st.tuples(st.integers(0, 9), st.integers(0, CLASSES - 1), st.booleans())
@@ -68,6 +69,21 @@ def test_the_others_become_one_token_per_class(slots, context):
     np.testing.assert_array_equal(plan.context, speaks)
     np.testing.assert_array_equal(plan.target, target)
     np.testing.assert_array_equal(plan.goes, leaves & ~speaks)
+
+
+def test_forced_shares_stay_whatever_the_threshold():
+    slots = [(9, label, graded) for label in range(3) for graded in (True,) * 4 + (False,)] * 20
+    grades = grades_of(slots)
+    for threshold in (0.1, 0.9999):
+        plan = forced(Exit(threshold, "remove"), jnp.array([0.25, 1.0]), 0)(grades)
+        leaves = np.asarray(plan.leaves).reshape(IMAGES, -1)
+        graded = np.asarray(grades.graded).reshape(IMAGES, -1)
+        assert not leaves[~graded].any() and not leaves[1].any()
+        assert abs(leaves[0][graded[0]].mean() - 0.75) < 0.1
+
+
+def test_remove_needs_no_k():
+    assert Exit(0.5, "remove", k=0).k == 0
 
 
 def test_remove_and_share():

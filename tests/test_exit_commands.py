@@ -104,6 +104,18 @@ def test_compare_refuses_unknown_fields(trained):
         compare.contender(f"{trained};methd.name=dtop")
 
 
+def test_sweep_wants_the_classes_of_the_model_and_exits_alone(trained, tmp_path):
+    with pytest.raises(UserError, match="'svit' chooses tokens, which no threshold here changes"):
+        sweep.sweep(config_of(**{"method.name": "svit"}), str(trained), [], [0.5])
+    stored = json.loads((trained / "config.json").read_text())
+    for field in ("names", "colours"):
+        stored["classes"][field].reverse()
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    (tmp_path / "model.safetensors").symlink_to(trained / "model.safetensors")
+    with pytest.raises(UserError, match="use the classes it was trained on"):
+        sweep.sweep(config_of(), str(tmp_path), ["1"], [0.5])
+
+
 def test_sweep_names_the_layers_there_are():
     with pytest.raises(UserError, match="no auxiliary head"):
         sweep.positions_of([], ())
@@ -114,7 +126,7 @@ def test_sweep_names_the_layers_there_are():
 
 
 def test_bench_forces_the_keep_rates(monkeypatch):
-    monkeypatch.setattr(bench, "faster", lambda ways, seconds: "one batch")
+    monkeypatch.setattr(bench, "faster", lambda *_: ("one batch", 0.0))
     spec = build.segmenter_spec(config_of(**{"method.k": 1}), 2)
     params, stats = draw(*shapes(spec), 0)
     how = EvalSpec(mode="whole", crop=(160, 160), stride=(160, 160), batch_size=4)
@@ -124,6 +136,8 @@ def test_bench_forces_the_keep_rates(monkeypatch):
     # 100 tokens an image; one per class stays on top.
     np.testing.assert_allclose(found["kept"], (0.6, 0.3), atol=0.06)
     assert found["flops_ratio"] > 1 and found["programs"]["pruned"] >= 3
+    assert found["programs"]["dense"] == 1  # one of the two ways ran
+    assert found["compile_seconds"]["pruned"] > 0
     text = bench.table(found)
     assert "images/s" in text and f"{found['flops_ratio']:.3f}" in text
 
@@ -202,6 +216,15 @@ def test_exits_are_what_the_fields_say():
         ({"model.aux_head": "conv", "model.head_kernel": 3}, "head_kernel=3: where tokens leave"),
         ({"model.head_kernel": 2}, "config.model.head_kernel=2: choose 1 or 3"),
         ({"model.aux_head": "fcn"}, "model.aux_head='fcn'"),
+        (
+            {"model.head": "conv", "model.aux_head": "atm", "model.aux_head_width": 20},
+            "config.model.aux_head_width=20 is not a multiple of config.model.head_heads=3",
+        ),
+        (
+            {"model.head": "conv", "model.aux_head": "atm", "model.aux_head_width": 192}
+            | {"method.final_at_exit": True},
+            "config.method.final_at_exit=True: what ATM exits hand on",
+        ),
     ],
 )
 def test_impossible_exits_are_refused(changes, message):

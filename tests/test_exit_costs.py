@@ -46,7 +46,9 @@ def test_parts_by_hand():
     assert first["miou_change"] == pytest.approx((20 / 40 + 16 / 36) / 2 - base)
     assert second["miou_change"] == 0.0
     assert stayed["miou_change"] == pytest.approx(1.0 - base)
-    said = exit_costs.lines([first, second, stayed])
+    some = exit_costs.lines([first, second, stayed], 3)
+    assert some["stayed"].startswith("57.14 % of the pixels of 1 of 3 images, 100.00 % right")
+    said = exit_costs.lines([first, second, stayed], 1)
     assert list(said) == ["left after layer 6", "left after layer 8", "stayed"]
     assert said["left after layer 6"].startswith(
         "14.29 % of the pixels, 50.00 % right (densely 100"
@@ -73,4 +75,4 @@ def test_windows_overlap_and_are_left_out():
     two = answer(np.zeros((8, 8)), inputs=((8, 8), (8, 8)))
     costs({"label": np.zeros((8, 8), np.uint8)}, {"model": two, "dense": two})
     assert not costs.matrices.any()
-    assert exit_costs.lines(costs.summary([6, 8], CLASSES)) == {}
+    assert exit_costs.lines(costs.summary([6, 8], CLASSES), 1) == {}

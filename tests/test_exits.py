@@ -96,6 +96,16 @@ def test_the_last_stage_is_the_prediction(name):
     np.testing.assert_array_equal(stages.left, found.left[0])
 
 
+def test_a_final_label_is_shown_from_the_exit_on():
+    """Also at the second exit, whose head says something else of tokens that left before."""
+    spec = CASES["final"]
+    run = exits.StageView(network(spec), HOW)._run
+    (first, second, _), _, answer = run(numbers(spec), images(3))
+    gone = np.asarray(answer.left) == 0
+    assert gone.any() and len(spec.exits) == 2
+    np.testing.assert_array_equal(np.asarray(second)[gone], np.asarray(first)[gone])
+
+
 def test_speedup_and_efficiency_by_hand(found):
     """Dense: 2 images a second; pruned: 3. MACs are those of the tokens."""
     timed = {

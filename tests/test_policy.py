@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +12,16 @@ import numpy as np
 import pytest
 
 import eval as evaluation
+import jaxseg
 import train
-from jaxseg import build, model_dir
+from jaxseg import build, model_dir, tasks
+from jaxseg.data.classes import make_classes
 from jaxseg.errors import UserError
 from jaxseg.models.initial import draw
 from jaxseg.models.macs import policy_macs
 from jaxseg.models.network import network, shapes
-from jaxseg.models.policy import OracleSpec, PolicySpec
-from jaxseg.tools import bench
+from jaxseg.models.policy import OracleSpec, PolicySpec, heads_for
+from jaxseg.tools import bench, flops, sweep
 
 SIDES = (2, 4)
 SPEC = PolicySpec(SIDES, "smoke", 3, (1.0, 0.98))
@@ -75,6 +80,57 @@ def test_gradients_are_finite_where_all_cells_are_equal():
     grads = jax.grad(loss)(params)
     assert all(np.isfinite(g).all() for g in grads.values())
     assert np.abs(grads["larger.0.hidden.kernel"]).max() > 0
+
+
+def test_the_loss_is_the_mean_over_sides():
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 64, 3), np.float32))
+    labels = jnp.zeros((1, 64, 64), jnp.uint8)  # of one class: every weight is 1
+    model = bound()
+    terms = model.losses(images, labels)
+    nll = [float(jax.nn.softplus(-logits).mean()) for logits in model(images).values()]
+    assert list(terms) == ["loss_2", "loss_4"]
+    assert float(sum(t.value() for t in terms.values())) == pytest.approx(np.mean(nll), rel=1e-4)
+
+
+def test_two_devices_make_the_loss_and_gradient_of_the_joined_batch():
+    """Windows of one class are rarer on one of them."""
+    params, stats = draw(*shapes(SPEC), seed=0)
+    images = np.random.default_rng(0).standard_normal((4, 128, 128, 3), np.float32)
+    mixed = np.zeros((4, 4, 4), bool)
+    mixed[0, 0, 0] = mixed[2, 0] = mixed[3, :3, 1] = True
+    labels = np.zeros((4, 128, 128), np.uint8)
+    labels[:, 8:24, 8:24] = 1
+    labels = np.tile(labels[:, :32, :32], (1, 4, 4)) * mixed.repeat(32, 1).repeat(32, 2)
+
+    def total(params, images, labels, axis, devices_mean):
+        model = network(SPEC, axis).bind(params, stats)
+        terms = model.losses(images, labels, key=jax.random.key(0))
+        return sum(term.value(devices_mean) for term in terms.values())
+
+    def pmean(x):
+        return jax.lax.pmean(x, "batch")
+
+    def per_device(images, labels):
+        return pmean(jax.value_and_grad(total)(params, images, labels, "batch", pmean))
+
+    @jax.jit
+    def at_once(images, labels):
+        return jax.value_and_grad(total)(params, images, labels, None, lambda count: count)
+
+    joined, grads = at_once(images, labels)
+    run = jax.pmap(per_device, axis_name="batch", devices=jax.devices()[:2])
+    ours, halves = run(images.reshape(2, 2, 128, 128, 3), labels.reshape(2, 2, 128, 128))
+    np.testing.assert_allclose(ours[0], joined, rtol=1e-5)
+    for name, grad in grads.items():
+        np.testing.assert_allclose(halves[name][0], grad, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_the_macs_tool_counts_a_policy(monkeypatch, capsys):
+    config = importlib.import_module("configs.policy_cts_ade20k").get_config()
+    monkeypatch.setattr(flops, "FLAGS", SimpleNamespace(config=config, classes=None))
+    flops.main(None)
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == {"gmacs_policy": 1.901, "input": [512, 512], "classes": 150}
 
 
 def test_macs_of_the_policy():
@@ -142,7 +198,7 @@ def test_labels_instead_of_a_policy(runs):
 
 def test_a_segmenter_needs_a_policy_that_fits(runs):
     stored = model_dir.load(str(runs / "dense"))
-    for where, message in (("", "needs a policy"), (str(runs / "dense"), "does not fit")):
+    for where, message in (("", "needs a policy"), (str(runs / "dense"), "config.task=segment")):
         config = step_config(policy=where)
         spec = build.segmenter_spec(config, len(stored.classes))
         with pytest.raises(UserError, match=message):
@@ -154,6 +210,93 @@ def test_a_segmenter_needs_a_policy_that_fits(runs):
     assert "policy.head.kernel" in arrays and "policy.larger.0.out.kernel" not in arrays
     dense = spec.dense()
     assert set(model_dir.arrays_for(stored, config, dense)) == set(stored.arrays)
+
+
+def saved(config, folder) -> dict:
+    """A model of ``config`` that nothing has trained, in ``folder``; its arrays."""
+    policy = config.task == "policy"
+    spec = (build.policy_spec if policy else build.segmenter_spec)(config, 2)
+    params, stats = draw(*shapes(spec), seed=int(policy))
+    classes = make_classes(["sky", "road"])
+    model_dir.save(str(folder), params, stats, config, classes)
+    return model_dir.load(str(folder)).arrays
+
+
+def policy_config(*sides: int):
+    config = config_of("policy_dcts_camvid")
+    config.policy.update(sides=sides, purity=(1.0,) * len(sides))
+    config.method.update({f"tau{s}": 0.5 if s in sides else 2.0 for s in (2, 4, 8, 16)})
+    return config
+
+
+def head_of(arrays: dict, number: int, start: str = "policy.") -> np.ndarray:
+    return arrays[f"{start}larger.{number}.hidden.kernel"]
+
+
+def test_heads_are_found_by_their_side_not_by_their_number():
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((1, 128, 128, 3), np.float32))
+    params, stats = draw(*shapes(PolicySpec((4, 2, 8), "smoke")), seed=0)
+    every = network(PolicySpec((4, 2, 8), "smoke")).bind(params, stats)(images)
+    for sides in ((2, 8), (8,), (2, 4, 8)):
+        some = heads_for(params, (4, 2, 8), sides)
+        found = network(PolicySpec(sides, "smoke")).bind(some, stats)(images)
+        for side in sides:
+            np.testing.assert_array_equal(found[side], every[side])
+
+
+def test_a_segmenter_merges_fewer_sides_than_its_policy_was_trained_for(tmp_path):
+    policy = saved(policy_config(2, 4, 8), tmp_path / "policy")
+    config = step_config(policy=str(tmp_path / "policy"), tau4=2.0, tau16=2.0)
+    spec = build.segmenter_spec(config, 2)
+    arrays = model_dir.policy_arrays(config, spec)
+    assert set(spec.merge.policy.sides) == {2, 8} and "policy.larger.1.out.kernel" not in arrays
+    np.testing.assert_array_equal(head_of(arrays, 0), head_of(policy, 1, ""))
+    config.method.update(tau8=2.0, tau16=0.9)
+    with pytest.raises(UserError, match="grades windows of side 2, 4, 8, not 16; .*tau16=2.0"):
+        model_dir.policy_arrays(config, build.segmenter_spec(config, 2))
+
+
+def test_a_trained_segmenter_is_evaluated_with_fewer_sides(tmp_path):
+    stored = saved(step_config(policy="gone", tau2=2.0), tmp_path)
+    found = jaxseg.load(tmp_path, step_config(policy="gone", tau2=2.0, tau4=2.0, tau16=2.0))
+    assert found.spec.merge.policy.sides == (8,)
+    np.testing.assert_array_equal(head_of(found.arrays, 0), head_of(stored, 1))
+    with pytest.raises(UserError, match="grades windows of side 4, 8, 16, not 2"):
+        jaxseg.load(tmp_path, step_config(policy=""))
+
+
+def test_a_named_policy_goes_before_the_stored_one(tmp_path):
+    policy = saved(policy_config(2, 4, 8, 16), tmp_path / "policy")
+    stored = saved(step_config(), tmp_path / "step")
+    for where, arrays, start in ((str(tmp_path / "policy"), policy, ""), ("", stored, "policy.")):
+        found = jaxseg.load(tmp_path / "step", step_config(policy=where))
+        np.testing.assert_array_equal(head_of(found.arrays, 2), head_of(arrays, 2, start))
+    assert not np.array_equal(head_of(policy, 2, ""), head_of(stored, 2))
+
+
+def test_a_policy_is_judged_by_the_heads_of_the_sides_that_are_asked_for(tmp_path):
+    saved(policy_config(2, 4, 8), tmp_path)
+    config = policy_config(2, 8)
+    config.data.update(size=(128, 128), count=(1, 1, 1))
+    stored = model_dir.load(str(tmp_path))
+    source = build.make_source(config, "test")
+    named = stored.arrays | {n: 0 * v for n, v in stored.arrays.items() if "larger.0" in n}
+    fewer = [
+        tasks.policy.evaluate(config, replace(stored, arrays=arrays), source, tmp_path)
+        for arrays in (stored.arrays, named)
+    ]
+    assert fewer[0] == fewer[1]  # the head of 4x4 is not asked
+    with pytest.raises(UserError, match="not 16"):
+        tasks.policy.evaluate(policy_config(2, 16), stored, source, tmp_path)
+
+
+def test_labels_do_not_train():
+    config = step_config(policy="oracle")
+    spec = build.segmenter_spec(config, 2)
+    with pytest.raises(UserError, match="config.method.policy='oracle' reads labels"):
+        tasks.segment.start(config, spec, {}, {})
+    config.method.merge = "none"
+    model_dir.no_oracle(config)
 
 
 def test_impossible_policies_are_refused():
@@ -170,13 +313,52 @@ def test_impossible_policies_are_refused():
         build.segmenter_spec(segmenter, 3)
     segmenter = step_config(policy="oracle")
     segmenter.method.update(tau2=2.0, tau4=2.0, tau8=2.0, tau16=2.0)
+    with pytest.raises(UserError, match="merge='dcts' merges nothing"):
+        build.segmenter_spec(segmenter, 3)
+    segmenter.method.update(merge="cts", windows=0)
     assert build.segmenter_spec(segmenter, 3).merge is None  # bit for bit the dense network
+
+
+@pytest.mark.parametrize(
+    "name, policy, method, message",
+    [
+        ("dcts", {"sides": (4, 2)}, {}, "sides=(4, 2): name sides once each, rising"),
+        ("dcts", {"sides": (2, 2)}, {}, "sides=(2, 2): name sides once each, rising"),
+        ("dcts", {"sides": (2, 4)}, {}, "merges windows of side 2, 4, 8, 16, which config.policy"),
+        (
+            "cts",
+            {"sides": (4, 8)},
+            {},
+            "merges windows of side 2, which config.policy.sides=(4",
+        ),
+        ("cts", {}, {"windows": 0}, "merges windows of side none"),
+        ("dcts", {}, dict.fromkeys(("tau2", "tau4", "tau8", "tau16"), 2.0), "merges nothing"),
+        ("dcts", {}, {"merge": "cta"}, "config.method.merge='cta'"),
+    ],
+)
+def test_a_policy_is_trained_for_what_is_merged(name, policy, method, message):
+    config = config_of(f"policy_{name}_camvid")
+    config.policy.update(policy)
+    config.policy.purity = (1.0,) * len(config.policy.sides)
+    config.method.update(method)
+    with pytest.raises(UserError, match=re.escape(message)):
+        build.policy_spec(config, 3)
+
+
+def test_sweep_merges_what_the_configuration_merges(runs):
+    """Thresholds change, the policy of the configuration stays."""
+    config = step_config(policy=str(runs / "policy"), tau2=0.0)
+    found = sweep.sweep(config, str(runs / "dense"), ["1"], [0.5])
+    (row,) = found["rows"]
+    assert row["gmacs_per_image"] > 0 and row["exits"] == "1"
+    with pytest.raises(UserError, match="'oracle' reads labels"):
+        sweep.sweep(step_config(policy="oracle"), str(runs / "dense"), ["1"], [0.5])
 
 
 def test_bench_forces_merge_rates(monkeypatch):
     from jaxseg.inference import EvalSpec
 
-    monkeypatch.setattr(bench, "faster", lambda ways, seconds: "one batch")
+    monkeypatch.setattr(bench, "faster", lambda *_: ("one batch", 0.0))
     config = step_config(policy="random", tau8=2.0, tau16=2.0)
     spec = build.segmenter_spec(config, 5)
     params, stats = draw(*shapes(spec), 0)

@@ -73,6 +73,14 @@ def test_load_and_predict(model):
         jaxseg.load("nowhere")
 
 
+def test_warmup_compiles_all_that_a_size_can_need(model):
+    fresh = model.configured(model.config)
+    count = fresh.warmup((32, 32))
+    assert count == fresh.predictor.program.compiled > 3
+    fresh.predict(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    assert count == fresh.predictor.program.compiled
+
+
 def test_the_same_weights_by_another_configuration(model):
     image = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     config = model.config

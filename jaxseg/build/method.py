@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 from jaxseg.build.checks import one_of
 from jaxseg.errors import UserError
 from jaxseg.methods import METHODS
-from jaxseg.models.classifier import ClassSpec
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.merged import MergeSpec
 from jaxseg.models.policy import PATCH, TRUNKS, OracleSpec, PolicySpec
@@ -75,7 +74,6 @@ def choosing(config: ConfigDict, spec: SegmenterSpec) -> SegmenterSpec:
 def merge(config: ConfigDict, heads: tuple[HeadSpec, ...]) -> MergeSpec | None:
     """Which patches share a token from the start."""
     method = config.method
-    one_of("method.merge", method.merge, ("none", "cts", "dcts"))
     if method.merge == "none":
         return None
     if config.model.patch != PATCH:
@@ -94,18 +92,41 @@ def merge(config: ConfigDict, heads: tuple[HeadSpec, ...]) -> MergeSpec | None:
 
 
 def merge_decision(config: ConfigDict) -> Callable:
-    """What accepts windows: that of ``method.merge``; with none, all that score 0.5 or more."""
+    """What accepts windows: that of ``method.merge``; with none, all that score 0.5 or more.
+
+    Raises UserError: an unknown one, or dcts that merges nothing.
+    """
     method = config.method
+    one_of("method.merge", method.merge, ("none", "cts", "dcts"))
     if method.merge == "cts":
         return METHODS["cts"](method.windows)
     if method.merge == "dcts":
         tau = tuple((side, method[f"tau{side}"]) for side in (2, 4, 8, 16))
-        return METHODS["dcts"](tau, method.guard, method.budget)
+        made = METHODS["dcts"](tau, method.guard, method.budget)
+        if not made.sides:
+            raise UserError(
+                "config.method.merge='dcts' merges nothing: config.method.tau2, tau4, tau8 and "
+                "tau16 are all above 1, which is off; give one a threshold, or use "
+                "config.method.merge=none"
+            )
+        return made
     return METHODS["dcts"](tuple((side, 0.5) for side in config.policy.sides))
 
 
+def graded_sides(config: ConfigDict) -> tuple[int, ...]:
+    """Sides of the windows that the policy of a trained model grades, in the order of its heads."""
+    method = config.method
+    if config.task == "policy":
+        return tuple(config.policy.sides)
+    on = tuple(side for side in (2, 4, 8, 16) if method[f"tau{side}"] <= 1.0)
+    return {"cts": (2,), "dcts": on}.get(method.merge, ())
+
+
 def policy_spec(config: ConfigDict, classes: int) -> PolicySpec:
-    """The network that grades windows, to be trained."""
+    """The network that grades windows, to be trained.
+
+    Raises UserError: impossible sides, or that ``config.method`` merges windows of other ones.
+    """
     policy = config.policy
     if len(policy.sides) != len(policy.purity) or not policy.sides:
         raise UserError(
@@ -114,6 +135,15 @@ def policy_spec(config: ConfigDict, classes: int) -> PolicySpec:
         )
     if any(side not in (2, 4, 8, 16) for side in policy.sides):
         raise UserError(f"config.policy.sides={policy.sides}: choose among 2, 4, 8 and 16")
+    if tuple(sorted(set(policy.sides))) != tuple(policy.sides):
+        raise UserError(f"config.policy.sides={policy.sides}: name sides once each, rising")
+    merged = merge_decision(config).sides
+    if not merged or not set(merged) <= set(policy.sides):
+        raise UserError(
+            f"config.method.merge={config.method.merge!r} merges windows of side "
+            f"{', '.join(map(str, merged)) or 'none'}, which config.policy.sides={policy.sides} "
+            f"must have: change those, config.method.tauN (2.0 = off) or config.method.windows"
+        )
     one_of("policy.trunk", policy.trunk, tuple(TRUNKS))
     purity = tuple(policy.purity)
     return PolicySpec(tuple(policy.sides), policy.trunk, classes, purity, policy.border)
@@ -129,11 +159,9 @@ def teacher(config: ConfigDict, spec: SegmenterSpec, arrays: Mapping) -> dict:
     """What a method that distils learns from: a frozen copy of the weights training starts from."""
     if not isinstance(spec, SparseSpec) or not spec.method.distil:
         return {}
-    given = config.init_from
-    whole = isinstance(spec.heads[-1].sizes, ClassSpec)  # the file of a ViT has the head, too
-    if not (given if whole else given.endswith(".safetensors")):
+    if not config.init_from:
         raise UserError(
-            f"config.init_from={config.init_from!r}: distillation learns from a trained dense "
-            f"model; name its model.safetensors, or set config.method.distil=0"
+            "config.init_from='': distillation learns from a trained dense model; name its "
+            "model.safetensors, or set config.method.distil=0"
         )
     return spec.teacher_arrays(arrays)

@@ -14,11 +14,17 @@ from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.vit import VARIANTS, ViTSpec
 
 HEADS = ("atm", "cascade", "conv", "mask_transformer")
+OTHERS = {"classify": "names the class of a whole image", "policy": "grades windows of patches"}
 Sizes = AtmSpec | ConvSpec | MaskSpec
 
 
 def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
-    """The network for ``classes`` classes."""
+    """The network for ``classes`` classes. Raises UserError: another task's, impossible fields."""
+    if config.task in OTHERS:
+        raise UserError(
+            f"config.task={config.task!r}: such a model {OTHERS[config.task]} and segments "
+            f"nothing; evaluate it with eval.py"
+        )
     model = config.model
     one_of("model.variant", model.variant, tuple(VARIANTS))
     one_of("model.head", model.head, HEADS)
@@ -36,10 +42,17 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
                 "config.model.head='cascade' reads all taps at once, so that nobody can leave "
                 "early: use atm or conv, or config.method.name=dense"
             )
+        _divided(model, "head_width")
         heads = (HeadSpec(tuple(model.taps), _atm(model, classes)),)
         return choosing(config, SegmenterSpec(vit, heads, merge=merge(config, heads)))
     sizes = [_head_sizes(model, classes, last=tap == model.taps[-1]) for tap in model.taps]
     _check_kernel(config, sizes, alone=bool(decisions) or config.method.merge != "none")
+    kinds = [type(size) for size in sizes]
+    if config.method.final_at_exit and len(decisions) > 1 and kinds[0] is AtmSpec != kinds[-1]:
+        raise UserError(
+            "config.method.final_at_exit=True: what ATM exits hand on to a last head of another "
+            "kind changes at the next exit; use False, one exit, or heads of one kind"
+        )
     if decisions:
         sizes = [*map(_at_tokens, sizes[:-1]), sizes[-1]]
         if isinstance(sizes[-1], ConvSpec) and not sizes[-1].at_tokens:
@@ -110,15 +123,19 @@ def _at_tokens(sizes: Sizes) -> Sizes:
 
 def _head_sizes(model: ConfigDict, classes: int, *, last: bool) -> Sizes:
     """Sizes of the last head or of an auxiliary one, which may be of another kind."""
+    field = "head_width"
     if not last and model.aux_head:
         one_of("model.aux_head", model.aux_head, ("atm", "conv", "mask_transformer"))
         model = model.copy_and_resolve_references()
+        field = "aux_head_width"
         model.update(head=model.aux_head, head_width=model.aux_head_width)
         model.update(head_layers=model.aux_head_layers)
         model.update(head_up_scale=model.aux_head_up_scale or model.head_up_scale)
     if model.head == "atm":
+        _divided(model, field)
         return _atm(model, classes)
     if model.head == "mask_transformer":
+        _divided(model, field)
         weight = 1.0 if last else model.aux_weight
         sizes = (model.head_width, model.head_heads, model.head_layers)
         return MaskSpec(classes, *sizes, weight)
@@ -132,10 +149,13 @@ def _head_sizes(model: ConfigDict, classes: int, *, last: bool) -> Sizes:
     )
 
 
-def _atm(model: ConfigDict, classes: int) -> AtmSpec:
+def _divided(model: ConfigDict, field: str) -> None:
     if model.head_width % model.head_heads:
         raise UserError(
-            f"model.head_width={model.head_width} is not a multiple of "
-            f"model.head_heads={model.head_heads}"
+            f"config.model.{field}={model.head_width} is not a multiple of "
+            f"config.model.head_heads={model.head_heads}; change one of them"
         )
+
+
+def _atm(model: ConfigDict, classes: int) -> AtmSpec:
     return AtmSpec(classes, model.head_width, model.head_heads, model.head_layers)

@@ -27,6 +27,11 @@ class Share:
     def sides(self) -> tuple[int, ...]:
         return (2,) if self.k else ()
 
+    def left(self, grid: tuple[int, int]) -> int:
+        """Tokens of every image of ``grid`` (rows, columns of patches) that are left."""
+        rows, columns = grid
+        return rows * columns - 3 * min(self.k, rows // 2 * (columns // 2))
+
     def __call__(
         self, scores: Mapping[int, Float[Array, "B R C"]], grid: tuple[int, int]
     ) -> dict[int, Bool[Array, "B R C"]]:

@@ -1,8 +1,8 @@
 """dCTS, the merging of STEP (VISAPP 2025): windows of 2, 4, 8 and 16 patches, merged by threshold.
 
 The paper states the sides, a threshold each (accepted where the score is at least tau) and no
-order. Windows are nested, and here the largest accepted one wins. The token budget is ours: shapes
-as fixed as CTS's, with supertokens as large as dCTS's.
+order. Windows are nested, and here the largest accepted one wins. The token budget is ours: a bound
+on the count, as CTS's k sets it, with supertokens as large as dCTS's.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,8 @@ class Merge:
     tau: (side, threshold) pairs; a threshold above 1 switches a side off.
     guard: a window is merged only if all windows of the smallest side in it are, too.
     budget: 0, or the number of tokens that an image may keep: the thresholds of all sides are moved
-        together, down or up, until just that many or fewer are left.
+        together, down or up, until just that many or fewer are left. Where all windows merged
+        leave more, they are merged and it is exceeded.
     """
 
     tau: tuple[tuple[int, float], ...]

@@ -46,7 +46,7 @@ class Exit:
             raise UserError(
                 f"config.method.context={self.context!r}: choose one of {', '.join(CONTEXT)}"
             )
-        if self.k < 1:
+        if self.k < 1 and "top_k" in self.context:
             raise UserError(f"config.method.k={self.k}: use 1 or more, or context=remove")
         if not 0.0 <= self.share < 1.0:
             raise UserError(f"config.method.share={self.share}: use 0 (off) or more, less than 1")

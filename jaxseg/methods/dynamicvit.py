@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxseg.bypass import Choice, Cut, Look
+from jaxseg.bypass import Choice, Cut, Look, falling
 from jaxseg.losses import Term, usage_term
 from jaxseg.models.gates import Predictor, straight_through
 from jaxseg.selection import best_of_row
@@ -26,8 +26,8 @@ class Drop:
     """Who is dropped before which blocks.
 
     layers: (1-based) before which a predictor decides. keep: shares of the tokens there are that
-    go on after each. ratio_weight, distil: of the losses; the latter of scores and of features
-    each.
+    go on after each, which do not rise. ratio_weight, distil: of the losses; the latter of scores
+    and of features each.
     """
 
     layers: tuple[int, ...] = (4, 7, 10)
@@ -40,6 +40,9 @@ class Drop:
     fuses = False
     needs_class_token = False
     fixed_counts = True
+
+    def __post_init__(self):
+        falling(self.keep)
 
     @property
     def cuts(self) -> tuple[Cut, ...]:

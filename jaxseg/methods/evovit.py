@@ -2,9 +2,9 @@
 
 A token's standing is what the class token pays to it, over all heads: that of block 4 to begin
 with, then in every block half of what it was and half of what the block says, for the tokens that
-went through it. Before each later block the int(keep x patches) of the best standing are chosen;
-the others stay as they are and may come back. The "fast update" of the paper (placeholders receive
-the change of a representative token) is left out as in its DeiT code. No parameters.
+went through it. Before each block from 5 on the int(keep x patches) of the best standing are
+chosen; the others stay as they are and may come back. The "fast update" of the paper (placeholders
+receive the change of a representative token) is left out as in its DeiT code. No parameters.
 
 As in SViT's version for dense prediction, tokens are chosen anew before every block, where the
 original moves them only before blocks 5 and 9; the class token is an artificial one.
@@ -24,8 +24,8 @@ from jaxseg.selection import best_of_row
 class Wait:
     """Who waits while others go through a block.
 
-    layers: (1-based) before which tokens are chosen, 2 or later. keep: shares of the
-    tokens there are.
+    layers: (1-based) before which tokens are chosen, 2 or later, one after the other. keep: shares
+    of the tokens there are.
     """
 
     layers: tuple[int, ...] = tuple(range(5, 13))
@@ -39,10 +39,11 @@ class Wait:
     distil = 0.0
 
     def __post_init__(self):
-        if self.layers[0] < 2:
+        first, last = self.layers[0], self.layers[-1]
+        if first < 2 or self.layers != tuple(range(first, last + 1)):
             raise UserError(
-                f"config.method.layers={self.layers}: Evo-ViT listens to the block before each; "
-                f"start at 2 or later"
+                f"config.method.layers={self.layers}: Evo-ViT listens to every block from the one "
+                f"before the first; start at 2 or later and leave none out"
             )
 
     @property

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxseg.bypass import Choice, Cut, Look
+from jaxseg.bypass import Choice, Cut, Look, falling
 from jaxseg.errors import UserError
 from jaxseg.losses import Term, usage_term
 from jaxseg.models.gates import Gate, Predictor, sampled, straight_through
@@ -32,8 +32,9 @@ class Skip:
     """Who skips which blocks.
 
     layers: (1-based) before which a gate decides; its choice holds until the next gate. keep:
-    targets of the shares used. gate: "mlp" or "complex", DynamicViT's (table 4). preserve,
-    reactivate: see above (table 3). ratio: "dynamic" or "fixed"; ratio_weight: of that loss.
+    targets of the shares used. gate: "mlp" or "complex", DynamicViT's (table 4), whose mean is over
+    the patches that the last gate let through. preserve, reactivate: see above (table 3). ratio:
+    "dynamic" or "fixed"; ratio_weight: of that loss.
     """
 
     layers: tuple[int, ...] = tuple(range(4, 13))
@@ -59,6 +60,8 @@ class Skip:
             raise UserError(f"config.method.gate={self.gate!r}: choose one of {', '.join(GATES)}")
         if self.ratio not in ("dynamic", "fixed"):
             raise UserError(f"config.method.ratio={self.ratio!r}: choose dynamic or fixed")
+        if self.selection == "static" and not self.reactivate:
+            falling(self.keep)
 
     @property
     def cuts(self) -> tuple[Cut, ...]:
@@ -72,7 +75,7 @@ class Skip:
         return [GATES[self.gate](width) for _ in self.layers]
 
     def choose(self, gates, look: Look) -> Choice:
-        logits = gates[look.number](look.rows)
+        logits = gates[look.number](look.rows, look.inside & look.patch)
         if look.key is not None:
             weight = straight_through(logits, jax.random.gumbel(look.key, logits.shape))
             weight = jnp.where(look.patch, weight, 0.0)

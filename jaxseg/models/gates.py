@@ -22,8 +22,11 @@ class Gate(nnx.Module):
         self.fc1 = Linear(width, width // 4)
         self.fc2 = Linear(width // 4, 2)
 
-    def __call__(self, x: Float[Array, "*slots D"]) -> Float[Array, "*slots 2"]:
-        """Every token by itself; float32."""
+    def __call__(
+        self, x: Float[Array, "*slots D"], seen: Bool[Array, "*slots"] | None = None
+    ) -> Float[Array, "*slots 2"]:
+        """Every token by itself, whoever is ``seen``; float32."""
+        del seen
         return self.fc2(gelu(self.fc1(self.norm(x)))).astype(jnp.float32)
 
     @staticmethod

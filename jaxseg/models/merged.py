@@ -1,8 +1,9 @@
 """Tokens of merged windows: mean pixels through the ViT's own patch embedding (CTS, section 3.3).
 
 CTS halves the image for its windows of 2 x 2; the same rule for larger windows is what STEP's
-unspecified embedding is taken to be: the mean of the window's patches, pixel by pixel, and of their
-position vectors. Bilinear halving of halves is that mean.
+unspecified embedding is taken to be: the window scaled down to one patch, each pixel the mean of
+those it replaces, and the mean of its patches' position vectors. Bilinear halving of halves is that
+mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence

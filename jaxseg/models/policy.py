@@ -5,7 +5,7 @@ windows (dCTS) STEP only says that the same network grades them; here each side 
 own on the mean, maximum and deviation of the cells in the window.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -89,6 +89,7 @@ class Policy(nnx.Module):
 
     def __init__(self, spec: PolicySpec, batch_axis: str | None = None):
         self.spec = spec
+        self.batch_axis = batch_axis
         stages = TRUNKS[spec.trunk]
         self.trunk = EfficientNetLite0(batch_axis, stages)
         self.head = Linear(stages[-1].width, 2)  # CTS's: mixed, one class
@@ -117,7 +118,9 @@ class Policy(nnx.Module):
         *,
         key: Key[Array, ""] | None = None,
     ) -> dict[str, Term]:
-        """Binary cross entropy per side, mean over sides; windows that are left out do not count.
+        """Binary cross entropy, the mean over sides: each gives its part of it as ``loss_SIDE``.
+
+        Windows that are left out do not count.
 
         CTS weighs all windows alike; with several sides those of one class are weighted by the
         inverse of their share, because large ones are rare (STEP does not say).
@@ -125,14 +128,35 @@ class Policy(nnx.Module):
         spec = self.spec
         targets = targets_of(labels, spec.sides, PATCH, spec.classes, self.purity, spec.border)
         logits = self(images, training=key is not None)
-        return {
-            f"loss_{side}": _cross_entropy(logits[side], targets[side], len(spec.sides) > 1)
-            for side in spec.sides
-        }
+        terms = {}
+        for side in spec.sides:
+            heavy = positive_weight(targets[side], self.batch_axis) if len(spec.sides) > 1 else 1.0
+            total, count = _cross_entropy(logits[side], targets[side], heavy)
+            terms[f"loss_{side}"] = Term(total / len(spec.sides), count)
+        return terms
 
     @property
     def purity(self) -> Mapping[int, float]:
         return dict(zip(self.spec.sides, self.spec.purity, strict=True))
+
+
+def heads_for(
+    arrays: Mapping[str, Array], trained: Sequence[int], sides: Sequence[int]
+) -> dict[str, Array]:
+    """Arrays of a `Policy` for the sides ``trained``, as one for ``sides`` (some of them) has them.
+
+    Heads of larger windows are named by their position, not by their side.
+    """
+    at = [side for side in trained if side > CELL]
+    found = {name: value for name, value in arrays.items() if not name.startswith("larger.")}
+    for i, side in enumerate(side for side in sides if side > CELL):
+        start = f"larger.{at.index(side)}."
+        found |= {
+            f"larger.{i}.{name.removeprefix(start)}": value
+            for name, value in arrays.items()
+            if name.startswith(start)
+        }
+    return found
 
 
 def _padded(images: Float[Array, "B H W 3"]) -> tuple[int, int]:
@@ -152,10 +176,10 @@ def _windows(
 
 
 def _cross_entropy(
-    logits: Float[Array, "B R C"], target: UInt8[Array, "B R C"], balanced: bool
+    logits: Float[Array, "B R C"], target: UInt8[Array, "B R C"], heavy: float | Float[Array, ""]
 ) -> Term:
+    """``heavy``: weight of a window of one class."""
     graded, pure = target != LEFT_OUT, target == ONE_CLASS
-    heavy = positive_weight(target) if balanced else 1.0
     weight = jnp.where(graded, jnp.where(pure, heavy, 1.0), 0.0)
     loss = jax.nn.softplus(jnp.where(pure, -logits, logits))
     return Term((weight * loss).sum(), weight.sum())

@@ -10,7 +10,7 @@ from jaxseg.convert.files import read_arrays
 from jaxseg.convert.rules import convert
 from jaxseg.data.classes import Source
 from jaxseg.data.transforms import Recipe
-from jaxseg.model_dir import StoredModel
+from jaxseg.model_dir import StoredModel, policy_heads
 from jaxseg.models.network import network, shapes
 from jaxseg.models.policy import PATCH, PolicySpec
 from jaxseg.policy_eval import evaluate_policy, table
@@ -62,10 +62,11 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     """Precision, recall and what is merged; what ``results.json`` holds. Writes to ``out``."""
     spec = build.policy_spec(config, len(source.classes))
     wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}
-    check_same(stored.arrays, wanted, f"{stored.origin}")
+    arrays = policy_heads(stored.arrays, stored.graded, spec.sides, stored.origin)
+    check_same(arrays, wanted, stored.origin)
     result = evaluate_policy(
         network(spec),
-        stored.arrays,
+        arrays,
         source,
         build.eval_spec(config),
         build.merge_decision(config),

@@ -22,9 +22,10 @@ from jaxseg import (
 from jaxseg.convert.start import start_from
 from jaxseg.data.classes import Source
 from jaxseg.data.transforms import Recipe
+from jaxseg.errors import UserError
 from jaxseg.evaluation import evaluate as run
 from jaxseg.inference import Predictor
-from jaxseg.model_dir import StoredModel, arrays_for, policy_arrays
+from jaxseg.model_dir import StoredModel, arrays_for, no_oracle, policy_arrays
 from jaxseg.models.macs import dense_macs
 from jaxseg.models.network import network
 from jaxseg.models.segmenter import SegmenterSpec
@@ -44,17 +45,36 @@ def recipe(config, classes: int) -> Recipe:
 
 
 def start(config, spec: SegmenterSpec, params: Mapping, stats: Mapping):
-    """(parameters, statistics, lines that say what was taken)."""
+    """(parameters, statistics, lines that say what was taken).
+
+    Raises UserError: files that do not fit, and a policy that reads labels.
+    """
+    no_oracle(config)
     notes = []
     if config.init_from:
+        drawn = dict(params) | dict(stats)
         params, stats, note = start_from(config.init_from, spec, params, stats)
         notes.append(note)
+        if isinstance(spec, SparseSpec) and spec.method.distil:
+            _can_teach(config.init_from, spec, drawn, params | stats)
     if spec.merge is not None:
         policy = policy_arrays(config, spec)
         params = {n: policy.get(n, v) for n, v in params.items()}
         stats = {n: policy.get(n, v) for n, v in stats.items()}
         notes.append(f"policy ({len(policy)} arrays) from {config.method.policy}")
     return params, stats, notes
+
+
+def _can_teach(path: str, spec: SparseSpec, drawn: Mapping, taken: Mapping) -> None:
+    """Raises UserError: not all of the last head is from the file; the rest is as it was drawn."""
+    head = f"heads.{len(spec.heads) - 1}."
+    fresh = [n for n in taken if n.startswith(head) and taken[n] is drawn[n]]
+    if fresh:
+        raise UserError(
+            f"config.init_from={path!r}: does not fill {len(fresh)} arrays of the last head "
+            f"({fresh[0]} ...), and distillation learns from a trained dense model; name its "
+            f"model.safetensors, or set config.method.distil=0"
+        )
 
 
 def validator(config, network, bfloat16: bool) -> Callable[[Mapping, Mapping, Source], dict]:
@@ -122,7 +142,7 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     if spec.adaptive:
         summary |= exits.summary(spec, result, specs["dense"], found["dense"])
     parts = costs.summary(exits.layers_of(spec), classes) if spec.exits else []
-    said = exit_costs.lines(parts)
+    said = exit_costs.lines(parts, len(result.names))
     results = _numbers(summary) | {
         "iou": _numbers(dict(zip(classes.names, scores.iou, strict=True))),
         "by_exit": [_numbers(part) for part in parts],

@@ -2,8 +2,9 @@
 
     python -m jaxseg.tools.check_data --config=configs/segvit_vitti_camvid.py --out=check_data
 
-Prints counts, sizes and each class's share of the pixels; writes a page of samples per split and
-all problems to ``--out``. Exit code 1 when there is any problem.
+Prints counts, sizes and each class's share of the pixels, or of the images where each has one
+class; writes a page of samples per split and all problems to ``--out``. Exit code 1 when there is
+any problem.
 """
 
 from collections import Counter
@@ -35,10 +36,11 @@ class Report:
     classes: Classes
     count: int  # examples in the split, readable or not
     sizes: dict[tuple[int, int], int]  # (height, width) -> examples
-    pixels: np.ndarray  # int64[K]
+    pixels: np.ndarray  # int64[K]; as ``images`` where an image has one class
     ignored: int  # pixels
     images: np.ndarray  # int64[K]: examples that show the class
     problems: tuple[str, ...]
+    unit: str = "pixels"  # or "images": what has a class
 
     def __str__(self) -> str:
         """The report as short lines, without the problems."""
@@ -50,49 +52,55 @@ class Report:
             f"height {min(heights)}..{max(heights)}, width {min(widths)}..{max(widths)}"
         ]
         for name, pixels, images in zip(self.classes.names, self.pixels, self.images, strict=True):
-            lines.append(f"  {name:{wide}} {pixels / total:7.2%} of pixels {images:7d} images")
-        lines.append(f"  {'(ignored)':{wide}} {self.ignored / total:7.2%} of pixels")
+            share = f"{pixels / total:7.2%} of {self.unit}"
+            lines.append(f"  {name:{wide}} {share} {images:7d} images")
+        if self.unit == "pixels":
+            lines.append(f"  {'(ignored)':{wide}} {self.ignored / total:7.2%} of pixels")
         absent = [
             n for n, images in zip(self.classes.names, self.images, strict=True) if not images
         ]
         if absent:
-            lines.append(f"  note: never shown, so without IoU here: {', '.join(absent)}")
+            lines.append(f"  note: never shown, so without a score here: {', '.join(absent)}")
         return "\n".join(lines)
 
 
 def check(source: Source, label: str = "check") -> Report:
     """Reads all of ``source``; ``label`` names the progress line. Broken files do not stop it."""
     sizes: Counter[tuple[int, int]] = Counter()
-    counts, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    problems = []
-
     known = len(source.classes)
+    counts, images = np.zeros(known, np.int64), np.zeros(known, np.int64)
+    ignored, unit, problems = 0, "pixels", []
 
-    def read(index: int) -> tuple[tuple[int, int], np.ndarray] | str:
+    def read(index: int) -> tuple[tuple[int, int], np.ndarray, int, str] | str:
         try:
             sample = source[index]
         except UserError as error:
             return str(error)
-        size, found = sample["label"].shape, np.bincount(sample["label"].ravel(), minlength=256)
-        if sample["image"].shape != (*size, 3):
-            return (
-                f"{sample['name']}: image {sample['image'].shape}, label {size}: prepare it again"
-            )
-        if found[known:IGNORE].any():
-            value = known + np.flatnonzero(found[known:IGNORE])[0]
-            return f"{sample['name']}: label value {value} but {known} classes: prepare it again"
-        return size, found
+        image, labels, name = sample["image"], sample["label"], sample["name"]
+        size = labels.shape or image.shape[:2]
+        if image.shape != (*size, 3):
+            return f"{name}: image {image.shape}, label {size}: prepare it again"
+        values = np.ravel(labels)
+        if labels.ndim:  # 255 may be the one class of an image
+            values = values[values != IGNORE]
+        wrong = values[(values < 0) | (values >= known)]
+        if wrong.size:
+            return f"{name}: label value {wrong.min()} but {known} classes: prepare it again"
+        found = np.bincount(values, minlength=known)
+        return size, found, labels.size - values.size, "pixels" if labels.ndim else "images"
 
     with ThreadPoolExecutor(_THREADS) as pool, Progress(len(source), label) as progress:
         for done, result in enumerate(pool.map(read, range(len(source))), start=1):
             if isinstance(result, str):
                 problems.append(result)
             else:
-                sizes[result[0]] += 1
-                counts += result[1]
-                images += result[1] > 0
+                size, found, left_out, unit = result
+                sizes[size] += 1
+                counts += found
+                images += found > 0
+                ignored += left_out
             progress.update(done)
-    if sizes and not counts[:known].any():
+    if sizes and not counts.any():
         problems.append(
             "every pixel of the split is ignored: check config.data.ignore and the labels"
         )
@@ -100,32 +108,40 @@ def check(source: Source, label: str = "check") -> Report:
         source.classes,
         len(source),
         dict(sizes),
-        counts[:known],
-        int(counts[IGNORE]),
-        images[:known],
+        counts,
+        ignored,
+        images,
         tuple(problems),
+        unit,
     )
 
 
 def save_samples(source: Source, path: Path) -> None:
     """Writes a page of pictures beside their labels, evenly spread over the split, as PNG.
 
-    Examples that cannot be read are left out.
+    The one class of an image stands above it. Examples that cannot be read are left out.
     """
-    rows, names = [], []
+    classes = source.classes
+    rows, titles = [], []
     for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLES).astype(int)):
         try:
             sample = source[int(index)]
         except UserError:
             continue
-        size = keep_ratio_size(sample["label"].shape, *_SAMPLE_SIZE)
+        label, name = sample["label"], sample["name"]
+        size = keep_ratio_size(sample["image"].shape[:2], *_SAMPLE_SIZE)
         image = resize(sample["image"], size, cv2.INTER_AREA)
-        label = resize(sample["label"], size, cv2.INTER_NEAREST)
-        rows.append([image, viz.overlay(image, label, source.classes)])
-        names.append(sample["name"])
-    rows.append([viz.legend(source.classes)])
-    page = viz.sheet(rows, [*names, "classes"])
-    Image.fromarray(page).save(path)
+        if label.ndim:
+            label = resize(label, size, cv2.INTER_NEAREST)
+            rows.append([image, viz.overlay(image, label, classes)])
+            titles.append(name)
+        elif 0 <= label < len(classes):
+            rows.append([image])
+            titles.append(f"{classes.names[label]}: {name}")
+    if not rows or len(rows[0]) > 1:
+        rows.append([viz.legend(classes)])
+        titles.append("classes")
+    Image.fromarray(viz.sheet(rows, titles)).save(path)
 
 
 def main(argv: list[str]) -> int:

@@ -2,13 +2,15 @@ r"""Checkpoints of other programs as model folders of this one.
 
     python -m jaxseg.tools.convert SETR.pth --out=models/setr --licence=Apache-2.0
 
-Takes .npz, .safetensors and PyTorch files (.pth, .pt, .bin, .ckpt) of DToP, SegViT, SETR-Naive,
-Segmenter and, alone, ViTs of AugReg, timm and mmsegmentation; the names of the arrays tell which.
+Takes .npz, .safetensors and PyTorch files (.pth, .pt, .bin, .ckpt) of DToP, SegViT, SETR, Segmenter
+and CTS, and ViTs of AugReg, timm, mmsegmentation and SViT; the names of the arrays tell which.
 Writes DIR/model.safetensors, DIR/config.json and DIR/card.md (origin, digest, licence, what was
-ignored, parity), for eval.py, tools.predict and `jaxseg.load`; of a ViT alone no config.json: it is
-for --config.init_from. What shapes do not tell (attention heads, image size, normalisation) is that
-of the published model; --config=configs/NAME.py describes any other. Nothing is written unless
-every array is used or ignored for a stated reason and every parameter is filled.
+ignored, parity), for eval.py, tools.predict and `jaxseg.load`. Of a ViT only the backbone, without
+config.json, for --config.init_from; with --config of a classifier (configs/vits_imagenet.py,
+configs/svit_vits_imagenet.py) its head and config.json too, for eval.py. What shapes do not tell
+(attention heads, image size, normalisation) is that of the published model;
+--config=configs/NAME.py describes any other. Nothing is written unless every array is used or
+ignored for a stated reason and every parameter is filled.
 """
 
 import datetime

@@ -24,9 +24,9 @@ from jax import export as jax_export
 from jaxseg import build, cli, labels, model_dir, startup
 from jaxseg.errors import UserError
 from jaxseg.execute import Packing
-from jaxseg.models.network import network, shapes
+from jaxseg.models.network import network
 from jaxseg.models.segmenter import SegmenterSpec
-from jaxseg.weights import check_same, write_atomically
+from jaxseg.weights import write_atomically
 
 FLAGS = flags.FLAGS
 Size = tuple[int, int]
@@ -66,14 +66,14 @@ def main(_) -> None:
     if len(size) not in (1, 2) or min(size) < 1:
         raise UserError(f"--size={','.join(FLAGS.size)}: give HEIGHT,WIDTH or one number for both")
     size = size * 2 if len(size) == 1 else size
+    model_dir.no_oracle(config)
     spec = build.segmenter_spec(config, len(stored.classes))
-    wanted = {name: shape.shape for part in shapes(spec) for name, shape in part.items()}
-    check_same(stored.arrays, wanted, f"{FLAGS.weights}/{model_dir.WEIGHTS}")
+    arrays = model_dir.arrays_for(stored, config, spec)
     specs = {"dense": spec.dense()} | ({"packed": spec} if spec.adaptive else {})
     folder = pathlib.Path(FLAGS.weights) / "export"
     folder.mkdir(exist_ok=True)
     for name, each in specs.items():
-        content = exported(each, stored.arrays, config, size, FLAGS.batch).serialize()
+        content = exported(each, arrays, config, size, FLAGS.batch).serialize()
         write_atomically(folder / f"{name}.stablehlo", bytes(content))
         print(f"wrote {folder}/{name}.stablehlo ({len(content) / 1e6:.1f} MB)")
 

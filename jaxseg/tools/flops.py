@@ -2,8 +2,14 @@
 
     python -m jaxseg.tools.flops --config=configs/segvit_vitb_ade20k.py
 
-The last line is one JSON object with both conventions of the field (see `jaxseg.flops`). Needs no
-data: a folder data set that is not there is counted with --classes.
+The last line is one JSON object with both conventions of the field (see `jaxseg.flops`), for a
+policy (config.task=policy) with its one total. Needs no data: a folder data set that is not there
+is counted with --classes.
+
+Counted are all heads on all tokens. Where CTS merges, as many tokens are left of every image:
+those, the policy and the heads that inference runs, with nobody leaving at exits, which is how its
+figures are published. Whom dCTS merges, exits let go and methods choose depends on the image:
+eval.py counts that, here all tokens count, with dCTS's policy beside them.
 """
 
 import json
@@ -11,9 +17,23 @@ import json
 from absl import flags
 
 from jaxseg import build, cli, tasks
-from jaxseg.models.macs import dense_macs
+from jaxseg.flops import ModelMacs
+from jaxseg.methods.cts import Share
+from jaxseg.models.macs import dense_macs, policy_macs, pruned_macs
+from jaxseg.models.policy import PolicySpec
+from jaxseg.models.segmenter import SegmenterSpec
+from jaxseg.models.sparse import SparseSpec
 
 FLAGS = flags.FLAGS
+
+
+def counted(spec: SegmenterSpec, size: tuple[int, int]) -> ModelMacs:
+    """What can be said without an image; ``size``: (height, width)."""
+    decide = spec.merge.decide if spec.merge else None
+    if isinstance(spec, SparseSpec) or not isinstance(decide, Share):
+        return dense_macs(spec, size)
+    left = decide.left(spec.vit.grid) + spec.vit.class_token
+    return pruned_macs(spec, size, [left] * spec.stages)
 
 
 def main(_) -> None:
@@ -21,19 +41,21 @@ def main(_) -> None:
     classes = FLAGS.classes or build.class_count(config)
     spec = tasks.of(config).spec(config, classes)
     size = tuple(config.data.crop)
-    macs = dense_macs(spec, size)
     print(f"input {size[1]} x {size[0]} pixels, {classes} classes; GMACs")
-    print(macs.table())
-    print(
-        json.dumps(
-            {
-                "gmacs_backbone_and_final_head": round(macs.gmacs_backbone_and_final_head, 3),
-                "gmacs_all_heads": round(macs.gmacs_all_heads, 3),
-                "input": size,
-                "classes": classes,
-            }
-        )
-    )
+    if isinstance(spec, PolicySpec):
+        parts = policy_macs(spec, size)
+        totals = {"gmacs_policy": parts.total / 1e9}
+        for name, macs in parts.parts.items():
+            print(f"{name:23}  {macs / 1e9:9.3f}")
+    else:
+        found = counted(spec, size)
+        totals = {
+            "gmacs_backbone_and_final_head": found.gmacs_backbone_and_final_head,
+            "gmacs_all_heads": found.gmacs_all_heads,
+        }
+        print(found.table())
+    totals = {name: round(value, 3) for name, value in totals.items()}
+    print(json.dumps(totals | {"input": size, "classes": classes}))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ from jaxseg import build, cli, exits, model_dir, startup, trade_off
 from jaxseg.errors import UserError
 from jaxseg.evaluation import evaluate
 from jaxseg.inference import Predictor
-from jaxseg.models.network import network, shapes, steered
+from jaxseg.models.network import network, steered
 from jaxseg.models.segmenter import with_decisions
+from jaxseg.models.sparse import SparseSpec
 from jaxseg.selection import above_threshold
-from jaxseg.weights import check_same, write_atomically
+from jaxseg.weights import write_atomically
 
 FLAGS = flags.FLAGS
 _THRESHOLDS = "sweep.thresholds"
@@ -94,16 +95,22 @@ def sweep(config, workdir: str, named: list[str], thresholds: list[float]) -> di
     if config.model.head == "cascade":
         raise UserError("config.model.head='cascade' has no heads to leave at: use atm or conv")
     source = build.make_source(config, config.eval.split)
+    model_dir.check_classes(stored, source.classes)
+    model_dir.no_oracle(config)
     classes = len(source.classes)
+    if isinstance(build.segmenter_spec(config, classes), SparseSpec):
+        raise UserError(
+            f"config.method.name={config.method.name!r} chooses tokens, which no threshold here "
+            f"changes: compare its settings with python -m jaxseg.tools.compare"
+        )
     positions = positions_of(named, tuple(config.model.taps[:-1]))
     specs = {"+".join(map(str, layers)): spec_of(config, layers, classes) for layers in positions}
-    dense_spec = next(iter(specs.values())).dense()
-    wanted = {n: shape.shape for part in shapes(dense_spec) for n, shape in part.items()}
-    check_same(stored.arrays, wanted, f"{workdir}/{model_dir.WEIGHTS}")
+    first = next(iter(specs.values()))
+    dense_spec = first.dense()
 
     how, bfloat16 = build.eval_spec(config), config.model.bfloat16
     program = network(dense_spec).program(bfloat16=bfloat16)
-    arrays = program.prepare(stored.arrays)
+    arrays = program.prepare(model_dir.arrays_for(stored, config, first))
     predictors = {"dense": (Predictor(program, how), arrays)}
     for name, spec in specs.items():
         predictor = Predictor(program_of(spec, bfloat16), how)
