@@ -34,7 +34,7 @@ KEEP = (0.7, 0.49, 0.343)
 EACH = (0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3
 GIVEN = {
     "svit": {"keep": EACH},
-    "svit, static": {"keep": EACH, "selection": "static"},
+    "svit static": {"keep": EACH, "selection": "static"},
     "dynamicvit": {"keep": KEEP},
     "evit": {"keep": (0.7,) * 3},
     "ats": {"keep": KEEP},
@@ -77,7 +77,7 @@ def main(_) -> None:
     names = [name for name in GIVEN if not FLAGS.only or name in FLAGS.only]
     specs = {}
     for name in names:
-        method = METHODS[name.split(",")[0]](**GIVEN[name])
+        method = METHODS[name.split()[0]](**GIVEN[name])
         method = method if method.fixed_counts else Forced(method)
         specs[name] = SparseSpec(dense.vit, dense.heads, method=method)
     rounds = [
@@ -87,7 +87,7 @@ def main(_) -> None:
     params, stats = draw(*shapes(dense), config.seed)
     prepared = {"dense": program.prepare(params | stats)}
     ways = [ways_of(program, how, images, lambda *_: prepared["dense"]) for images in rounds]
-    way = faster(ways[0], FLAGS.seconds)
+    way, _ = faster(ways[0], program, FLAGS.seconds)
     calls = {"dense": [functools.partial(each[way], 0) for each in ways]}
     gmacs = {"dense": np.full(len(rounds), dense_macs(dense, size).gmacs_backbone_and_final_head)}
     for name, spec in specs.items():

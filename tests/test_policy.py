@@ -21,7 +21,7 @@ from jaxseg.models.initial import draw
 from jaxseg.models.macs import policy_macs
 from jaxseg.models.network import network, shapes
 from jaxseg.models.policy import OracleSpec, PolicySpec, heads_for
-from jaxseg.tools import bench, flops, sweep
+from jaxseg.tools import bench, flops, forced, sweep
 
 SIDES = (2, 4)
 SPEC = PolicySpec(SIDES, "smoke", 3, (1.0, 0.98))
@@ -353,6 +353,16 @@ def test_sweep_merges_what_the_configuration_merges(runs):
     assert row["gmacs_per_image"] > 0 and row["exits"] == "1"
     with pytest.raises(UserError, match="'oracle' reads labels"):
         sweep.sweep(step_config(policy="oracle"), str(runs / "dense"), ["1"], [0.5])
+
+
+def test_merge_rates_are_forced_where_nobody_leaves():
+    config = step_config(policy="random", merge="cts", windows=3)
+    config.method.name = "dense"
+    spec = build.segmenter_spec(config, 5)
+    rates = [forced.draw_rates(keep, 2, 4, np.random.default_rng(0)) for keep in ((0.5,), ())]
+    assert [r.shape for r in rates] == [(2, 1, 4), (2, 0, 4)]
+    ours = forced.forced_spec(spec, jnp.asarray(np.concatenate(rates, axis=1)[0]))
+    assert ours.exits == () and ours.merge.decide is not spec.merge.decide
 
 
 def test_bench_forces_merge_rates(monkeypatch):

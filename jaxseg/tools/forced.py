@@ -36,7 +36,7 @@ def forced_spec(spec: SegmenterSpec, rates: jax.Array) -> SegmenterSpec:
         spec = replace(spec, merge=replace(spec.merge, decide=forced_merge(sides, rates)))
     # Of those still inside, since counts after merging differ from image to image.
     stays = [*rates[len(sides) :]]
-    stays = [now / before for now, before in zip(stays, [1.0, *stays[:-1]], strict=True)]
+    stays = [now / before for now, before in zip(stays, [1.0, *stays], strict=False)]
     natural = [spec.heads[i].decide for i in spec.exits]
     drawn = [
         forced(decide, stay, n) for n, (decide, stay) in enumerate(zip(natural, stays, strict=True))
