@@ -53,7 +53,9 @@ def train(config, workdir: str, command: str) -> None:
     spec = task.spec(config, len(classes))
     model = network(spec, AXIS)
     params, stats, notes = task.start(config, spec, *draw(*shapes(spec), config.seed))
-    for note in notes or ["random numbers: config.init_from names no file"]:
+    if not config.init_from:
+        print("start: random numbers, since config.init_from names no file")
+    for note in notes:
         print(f"start: {note}")
     print(f"model: {sum(value.size for value in params.values()) / 1e6:.2f} M parameters")
 

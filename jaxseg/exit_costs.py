@@ -87,8 +87,8 @@ def lines(parts: Sequence[Mapping], images: int) -> dict[str, str]:
 
     Says so where not all of the set's ``images`` were counted.
     """
-    some = f" of {parts[0]['images']} of {images} images" if parts else ""
-    some = some if parts and parts[0]["images"] < images else ""
+    counted = parts[0]["images"] if parts else images
+    some = f" of {counted} of {images} images" if counted < images else ""
     return {
         "stayed" if part["layer"] is None else f"left after layer {part['layer']}": (
             f"{percent(part['pixels'])} % of the pixels{some}, {percent(part['accuracy'])} % right "

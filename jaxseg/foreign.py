@@ -15,7 +15,7 @@ from jaxseg.convert.rules import Arrays, Rule, convert
 from jaxseg.data.classes import Classes
 from jaxseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from jaxseg.errors import UserError
-from jaxseg.model_dir import POLICY
+from jaxseg.model_arrays import POLICY
 from jaxseg.models.heads import ConvSpec
 from jaxseg.models.network import shapes
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jaxseg import build, foreign, model_dir, zoo
+from jaxseg import build, foreign, model_arrays, model_dir, zoo
 from jaxseg.config import ConfigDict
 from jaxseg.convert.files import read_arrays
 from jaxseg.data.classes import Classes
@@ -97,9 +97,9 @@ def load(source: str | os.PathLike, config=None) -> Model:
 
 def _by(stored: model_dir.StoredModel) -> Model:
     config = stored.config.copy_and_resolve_references()
-    model_dir.no_oracle(config)
+    model_arrays.no_oracle(config)
     spec = build.segmenter_spec(config, len(stored.classes))
-    arrays = model_dir.arrays_for(stored, config, spec)
+    arrays = model_arrays.arrays_for(stored, config, spec)
     if config.eval.mode == "whole":
         config.eval.batch_size = 1  # images come one at a time
     program = network(spec).program(bfloat16=config.model.bfloat16)

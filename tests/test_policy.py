@@ -14,7 +14,7 @@ import pytest
 import eval as evaluation
 import jaxseg
 import train
-from jaxseg import build, model_dir, tasks
+from jaxseg import build, model_arrays, model_dir, tasks
 from jaxseg.data.classes import make_classes
 from jaxseg.errors import UserError
 from jaxseg.models.initial import draw
@@ -202,14 +202,14 @@ def test_a_segmenter_needs_a_policy_that_fits(runs):
         config = step_config(policy=where)
         spec = build.segmenter_spec(config, len(stored.classes))
         with pytest.raises(UserError, match=message):
-            model_dir.arrays_for(stored, config, spec)
+            model_arrays.arrays_for(stored, config, spec)
     # One that was trained for four sides serves CTS, and the dense form takes none of it.
     config = step_config(policy=str(runs / "policy"), merge="cts", windows=3)
     spec = build.segmenter_spec(config, len(stored.classes))
-    arrays = model_dir.arrays_for(stored, config, spec)
+    arrays = model_arrays.arrays_for(stored, config, spec)
     assert "policy.head.kernel" in arrays and "policy.larger.0.out.kernel" not in arrays
     dense = spec.dense()
-    assert set(model_dir.arrays_for(stored, config, dense)) == set(stored.arrays)
+    assert set(model_arrays.arrays_for(stored, config, dense)) == set(stored.arrays)
 
 
 def saved(config, folder) -> dict:
@@ -248,12 +248,12 @@ def test_a_segmenter_merges_fewer_sides_than_its_policy_was_trained_for(tmp_path
     policy = saved(policy_config(2, 4, 8), tmp_path / "policy")
     config = step_config(policy=str(tmp_path / "policy"), tau4=2.0, tau16=2.0)
     spec = build.segmenter_spec(config, 2)
-    arrays = model_dir.policy_arrays(config, spec)
+    arrays = model_arrays.policy_arrays(config, spec)
     assert set(spec.merge.policy.sides) == {2, 8} and "policy.larger.1.out.kernel" not in arrays
     np.testing.assert_array_equal(head_of(arrays, 0), head_of(policy, 1, ""))
     config.method.update(tau8=2.0, tau16=0.9)
     with pytest.raises(UserError, match="grades windows of side 2, 4, 8, not 16; .*tau16=2.0"):
-        model_dir.policy_arrays(config, build.segmenter_spec(config, 2))
+        model_arrays.policy_arrays(config, build.segmenter_spec(config, 2))
 
 
 def test_a_trained_segmenter_is_evaluated_with_fewer_sides(tmp_path):
@@ -296,7 +296,7 @@ def test_labels_do_not_train():
     with pytest.raises(UserError, match="config.method.policy='oracle' reads labels"):
         tasks.segment.start(config, spec, {}, {})
     config.method.merge = "none"
-    model_dir.no_oracle(config)
+    model_arrays.no_oracle(config)
 
 
 def test_impossible_policies_are_refused():

@@ -47,8 +47,8 @@ def segmenter_spec(config: ConfigDict, classes: int) -> SegmenterSpec:
         return choosing(config, SegmenterSpec(vit, heads, merge=merge(config, heads)))
     sizes = [_head_sizes(model, classes, last=tap == model.taps[-1]) for tap in model.taps]
     _check_kernel(config, sizes, alone=bool(decisions) or config.method.merge != "none")
-    kinds = [type(size) for size in sizes]
-    if config.method.final_at_exit and len(decisions) > 1 and kinds[0] is AtmSpec != kinds[-1]:
+    first, last = (isinstance(size, AtmSpec) for size in (sizes[0], sizes[-1]))
+    if config.method.final_at_exit and len(decisions) > 1 and first and not last:
         raise UserError(
             "config.method.final_at_exit=True: what ATM exits hand on to a last head of another "
             "kind changes at the next exit; use False, one exit, or heads of one kind"

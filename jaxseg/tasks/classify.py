@@ -15,7 +15,8 @@ from jaxseg.convert.start import start_from
 from jaxseg.data.class_transforms import ClassRecipe
 from jaxseg.data.classes import Source
 from jaxseg.errors import UserError
-from jaxseg.model_dir import StoredModel, arrays_for
+from jaxseg.model_arrays import arrays_for
+from jaxseg.model_dir import StoredModel
 from jaxseg.models.macs import pruned_macs
 from jaxseg.models.network import network
 from jaxseg.models.segmenter import SegmenterSpec

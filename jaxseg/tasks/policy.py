@@ -10,7 +10,8 @@ from jaxseg.convert.files import read_arrays
 from jaxseg.convert.rules import convert
 from jaxseg.data.classes import Source
 from jaxseg.data.transforms import Recipe
-from jaxseg.model_dir import StoredModel, policy_heads
+from jaxseg.model_arrays import policy_heads
+from jaxseg.model_dir import StoredModel
 from jaxseg.models.network import network, shapes
 from jaxseg.models.policy import PATCH, PolicySpec
 from jaxseg.policy_eval import evaluate_policy, table

@@ -25,7 +25,8 @@ from jaxseg.data.transforms import Recipe
 from jaxseg.errors import UserError
 from jaxseg.evaluation import evaluate as run
 from jaxseg.inference import Predictor
-from jaxseg.model_dir import StoredModel, arrays_for, no_oracle, policy_arrays
+from jaxseg.model_arrays import arrays_for, no_oracle, policy_arrays
+from jaxseg.model_dir import StoredModel
 from jaxseg.models.macs import dense_macs
 from jaxseg.models.network import network
 from jaxseg.models.segmenter import SegmenterSpec

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from jaxseg import build, cli, model_dir, startup
+from jaxseg import build, cli, model_arrays, model_dir, startup
 from jaxseg.errors import UserError
 from jaxseg.inference import EvalSpec, Predictor
 from jaxseg.models.initial import draw
@@ -260,7 +260,7 @@ def main(_) -> None:
     config = FLAGS.config
     stored = model_dir.load(FLAGS.workdir) if FLAGS.workdir else None
     classes = FLAGS.classes or (len(stored.classes) if stored else build.class_count(config))
-    model_dir.no_oracle(config)
+    model_arrays.no_oracle(config)
     spec = build.segmenter_spec(config, classes)
     if not spec.adaptive:
         raise UserError(
@@ -283,7 +283,7 @@ def main(_) -> None:
     params, stats = draw(*shapes(spec), config.seed)
     arrays = params | stats
     if stored:  # a policy stays random: its rates are forced
-        arrays |= model_dir.arrays_for(stored, config, replace(spec, merge=None))
+        arrays |= model_arrays.arrays_for(stored, config, replace(spec, merge=None))
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     batch = FLAGS.batch
     found = bench(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from absl import flags
 from jax import export as jax_export
 
-from jaxseg import build, cli, labels, model_dir, startup
+from jaxseg import build, cli, labels, model_arrays, model_dir, startup
 from jaxseg.errors import UserError
 from jaxseg.execute import Packing
 from jaxseg.models.network import network
@@ -66,9 +66,9 @@ def main(_) -> None:
     if len(size) not in (1, 2) or min(size) < 1:
         raise UserError(f"--size={','.join(FLAGS.size)}: give HEIGHT,WIDTH or one number for both")
     size = size * 2 if len(size) == 1 else size
-    model_dir.no_oracle(config)
+    model_arrays.no_oracle(config)
     spec = build.segmenter_spec(config, len(stored.classes))
-    arrays = model_dir.arrays_for(stored, config, spec)
+    arrays = model_arrays.arrays_for(stored, config, spec)
     specs = {"dense": spec.dense()} | ({"packed": spec} if spec.adaptive else {})
     folder = pathlib.Path(FLAGS.weights) / "export"
     folder.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from jaxseg import build, cli, exits, model_dir, startup, trade_off
+from jaxseg import build, cli, exits, model_arrays, model_dir, startup, trade_off
 from jaxseg.errors import UserError
 from jaxseg.evaluation import evaluate
 from jaxseg.inference import Predictor
@@ -96,7 +96,7 @@ def sweep(config, workdir: str, named: list[str], thresholds: list[float]) -> di
         raise UserError("config.model.head='cascade' has no heads to leave at: use atm or conv")
     source = build.make_source(config, config.eval.split)
     model_dir.check_classes(stored, source.classes)
-    model_dir.no_oracle(config)
+    model_arrays.no_oracle(config)
     classes = len(source.classes)
     if isinstance(build.segmenter_spec(config, classes), SparseSpec):
         raise UserError(
@@ -110,7 +110,7 @@ def sweep(config, workdir: str, named: list[str], thresholds: list[float]) -> di
 
     how, bfloat16 = build.eval_spec(config), config.model.bfloat16
     program = network(dense_spec).program(bfloat16=bfloat16)
-    arrays = program.prepare(model_dir.arrays_for(stored, config, first))
+    arrays = program.prepare(model_arrays.arrays_for(stored, config, first))
     predictors = {"dense": (Predictor(program, how), arrays)}
     for name, spec in specs.items():
         predictor = Predictor(program_of(spec, bfloat16), how)
