@@ -19,4 +19,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.resize = (640, 480)  # (long side, short side) of a typical image
     config.data.crop = (480, 480)
     config.eval.resize = (640, 480)
+    config.eval.foreground = ()  # names of classes that usage/index.html tells from the others
     return finish(config, arg)

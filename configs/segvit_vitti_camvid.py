@@ -39,4 +39,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.mode = "whole"
     config.eval.resize = (480, 352)
     config.eval.batch_size = 1
+    config.eval.foreground = ("pole", "sign_symbol", "car", "pedestrian", "bicyclist")
     return finish(config, arg)

@@ -22,4 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.resize = (320, 224)
     config.data.crop = (224, 320)
     config.eval.resize = ()
+    config.eval.foreground = (
+        *("cow", "sheep", "aeroplane", "face", "car", "bicycle", "flower", "sign"),
+        *("bird", "book", "chair", "cat", "dog", "body", "boat"),
+    )
     return finish(config, arg)

@@ -1,9 +1,9 @@
 """SViT on DeiT-S, ImageNet-1k, 224x224: gates before layers 4 to 12 skip tokens.
 
 Published: 79.4 top-1 at 3.0 GMACs, 1.47 times the images/s of DeiT-S (A100, batch 512); not
-measured by us. GMACs at its targets, counted here: 2.96. Training: 37 534 steps of 1024 images from
-DeiT-S's weights, on four GPUs in the original; its RandAugment, its random erasing and its moving
-average of the weights (decay 0.99996; optim.ema here) are left out.
+measured by us. GMACs at its targets (method.selection=static): 2.95. Training: 37 534 steps of 1024
+images from DeiT-S's weights, on four GPUs in the original; its RandAugment, its random erasing and
+its moving average of the weights (decay 0.99996; optim.ema here) are left out.
 
     python train.py --config=configs/svit_vits_imagenet.py --config.data.root=IMAGENET \
         --config.init_from=deit_small_patch16_224-cd65a155.pth --workdir=runs/svit_vits_imagenet

@@ -181,6 +181,8 @@ def defaults() -> ConfigDict:
     evaluation.flip = False  # also average the mirrored image
     evaluation.batch_size = 4  # slide: windows per device call; classify: images
     evaluation.pictures = 12  # samples on the report page
+    # names of classes: how many blocks their patches go through, against those of all others
+    evaluation.foreground = ()
     return config.lock()
 
 
@@ -264,7 +266,7 @@ def _smoke(config: ConfigDict) -> None:
     config.optim.update(warmup_steps=1)
     config.train.update(batch_size=2, steps=2, log_every=1, eval_every=0, checkpoint_every=1)
     config.eval.update(split="test", resize=(), crop=config.data.crop, pictures=2, batch_size=2)
-    config.eval.update(stride=(2 * patch, 2 * patch))
+    config.eval.update(stride=(2 * patch, 2 * patch), foreground=())
 
 
 def to_json(config: ConfigDict) -> str:
@@ -287,7 +289,7 @@ def from_json(text: str, origin: str) -> ConfigDict:
 
 
 # What the tuples hold that are empty by default.
-_PARTS = {"ignore": "", "no_decay": "", "freeze": "", "layers": 0, "keep": 0.0}
+_PARTS = {"ignore": "", "foreground": "", "no_decay": "", "freeze": "", "layers": 0, "keep": 0.0}
 
 
 def update(config: ConfigDict, stored: object, origin: str, path: str = "config") -> None:

@@ -3,7 +3,8 @@
 The analysis of SViT (Liu et al., WACV 2024, and its released code), for every method with cuts: how
 many patches go through each block, how many of those that skip it come back, and where in images
 that is. SViT parts foreground from background by detected objects; here labels part the classes,
-and patches on a border between classes from those inside one.
+those named as foreground from the others, and patches on a border between classes from those inside
+one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from jaxseg.resize import bilinear_matrix
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 PLACES = "on a border between classes", "inside one class"
+GROUNDS = "foreground", "background"
 
 
 def went(
@@ -65,6 +67,11 @@ class Group(NamedTuple):
     def shares(self) -> Float[np.ndarray, "n L"]:
         """Of the patches of a kind, how many go through each block; NaN of none."""
         return _ratio(self.used, self.patches[:, None])
+
+    def parted(self, chosen: Sequence[int]) -> "Group":
+        """Two kinds: all of ``chosen``, and all others."""
+        first = np.isin(np.arange(len(self.patches)), chosen)
+        return Group(*(np.stack([n[first].sum(0), n[~first].sum(0)]) for n in self))
 
     def __add__(self, other: "Group") -> "Group":
         return Group(self.patches + other.patches, self.used + other.used)
@@ -154,14 +161,18 @@ class Usage:
         return total / self.images
 
 
-def figures(usage: Usage, cuts: Sequence[Cut], names: Sequence[str]) -> dict[str, object]:
+def figures(
+    usage: Usage, cuts: Sequence[Cut], names: Sequence[str], foreground: Sequence[int] = ()
+) -> dict[str, object]:
     """What `usage.json` holds: numbers, lists and names; None where there is nothing to divide.
 
     Per layer, as shares of all patches: ``usage`` goes through it; ``use_next`` skips it and goes
     through the next (SViT's bar plot), ``use_later`` through any later one, ``dropped`` through
     none. ``reactivation_ratio``: use_later as a share of those that skip it (SViT's text).
+    ``grounds``: patches of the classes ``foreground`` (train ids) and of the others; empty without.
     """
     (patches,), (used,) = usage.overall.patches, usage.overall.used
+    grounds = _listed(usage.classes.parted(foreground), GROUNDS) if len(foreground) else []
     skipped = patches - used
     layers = {
         "usage": used / patches,
@@ -181,6 +192,8 @@ def figures(usage: Usage, cuts: Sequence[Cut], names: Sequence[str]) -> dict[str
         "next_of_reactivated": _known(_ratio(usage.following.sum(), usage.later.sum())),
         "layers": rows,
         "classes": _listed(usage.classes, names),
+        "foreground": [names[i] for i in foreground],
+        "grounds": grounds,
         "places": _listed(usage.places, PLACES),
         "heat_map": usage.heat().round(4).tolist(),
     }

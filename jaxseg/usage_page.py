@@ -62,9 +62,11 @@ def write(
     arrays: Arrays,
     source: Source,
     samples: Sequence[Sample],
+    foreground: Sequence[int] = (),
 ) -> None:
     """index.html, usage.json, and NAME.png of every sample; figures are those of all images.
 
+    ``foreground``: train ids, see `jaxseg.usage.figures`.
     Where the evaluation goes by windows, both are of three samples alone: windows share one
     program, whole images of many sizes do not. Writes nothing if then there is none.
     """
@@ -74,7 +76,7 @@ def write(
     if not len(counted):
         return
     spec, classes = view.network.spec, source.classes
-    found = figures(measure(view, arrays, counted), spec.cuts, classes.names)
+    found = figures(measure(view, arrays, counted), spec.cuts, classes.names, foreground)
     folder.mkdir(exist_ok=True)
     cards = []
     with Progress(len(samples), "pictures") as progress:

@@ -22,6 +22,7 @@ from tiny_models import GRID, PATCH, images, numbers
 from jaxseg import build, model_dir, pages, usage, usage_page, usage_pictures
 from jaxseg.bypass import Cut
 from jaxseg.data.classes import make_classes
+from jaxseg.errors import UserError
 from jaxseg.evaluation import Sample
 from jaxseg.execute import Masked, Packing
 from jaxseg.inference import EvalSpec
@@ -45,11 +46,14 @@ def pictures(draw_):
     return through, label, patch
 
 
+KINDS = 0, 1, 2, "0 or 2", "other", "border", "inside"
+
+
 def slow(through, label, patch):
-    """Used, next, later per layer; patches of each class and place, and used per layer: loops."""
+    """Used, next, later per layer; patches of each class, ground and place, and used per layer."""
     blocks, rows, columns = through.shape
     counts = {name: np.zeros(blocks, int) for name in ("used", "next", "later")}
-    groups = {name: [0, np.zeros(blocks, int)] for name in (0, 1, 2, "border", "inside")}
+    groups = {name: [0, np.zeros(blocks, int)] for name in KINDS}
     for row in range(rows):
         for column in range(columns):
             path = through[:, row, column]
@@ -61,8 +65,9 @@ def slow(through, label, patch):
             part = label[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
             pixels = [int((part == k).sum()) for k in range(3)]
             if any(pixels):
+                ground = "other" if pixels.index(max(pixels)) == 1 else "0 or 2"
                 place = "border" if sum(n > 0 for n in pixels) > 1 else "inside"
-                for name in (pixels.index(max(pixels)), place):
+                for name in (pixels.index(max(pixels)), place, ground):
                     groups[name][0] += 1
                     groups[name][1] += path
     return counts, groups
@@ -75,7 +80,7 @@ def test_sums_and_shares_are_those_of_a_slow_loop(found):
     for through, label, patch in found:
         one = usage.Usage.of_image(through, label, patch, classes=3)
         total = one if total is None else total + one
-    told = usage.figures(total, BEFORE, "xyz")
+    told = usage.figures(total, BEFORE, "xyz", foreground=[2, 0])
     loops = [slow(*picture) for picture in found]
     patches = sum(through[0].size for through, *_ in found)
     counts = {n: sum(c[n] for c, _ in loops) for n in ("used", "next", "later")}
@@ -96,8 +101,8 @@ def test_sums_and_shares_are_those_of_a_slow_loop(found):
     assert told["next_of_reactivated"] == (
         pytest.approx(counts["next"].sum() / later) if later else None
     )
-    listed = dict(zip([0, 1, 2, "border", "inside"], told["classes"] + told["places"], strict=True))
-    for name, row in listed.items():
+    listed = told["classes"] + told["grounds"] + told["places"]
+    for name, row in zip(KINDS, listed, strict=True):
         size, used = (sum(groups[name][part] for _, groups in loops) for part in (0, 1))
         assert row["patches"] == size
         assert row["usage_per_layer"] == (pytest.approx(used / size) if size else [None] * 4)
@@ -201,7 +206,7 @@ def write(folder, how, samples):
     drawn = [Drawn()[i] for i in range(samples)]
     shown = [Sample(s["name"], s["image"], s["label"], s["label"], None) for s in drawn]
     view, arrays = view_of(how), numbers(CASES["svit"])
-    usage_page.write(folder, f"Of {EVIL}", view, arrays, Drawn(), shown)
+    usage_page.write(folder, f"Of {EVIL}", view, arrays, Drawn(), shown, foreground=(0, 2))
 
 
 def test_figures_are_of_all_images(written):
@@ -239,7 +244,8 @@ def test_names_from_outside_are_text(written):
     assert not page.open and "script" not in {tag for tag, _ in page.tags}
     shown = EVIL.encode("utf-8", "backslashreplace").decode()
     text = " ".join(page.text)
-    assert text.count(shown) == 3 and text.count(EVIL[:8]) == 3 + 2  # titles and class, samples
+    # Titles, the class in its table and as foreground; samples.
+    assert text.count(shown) == 4 and text.count(EVIL[:8]) == 4 + 2
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
 
 
@@ -259,6 +265,8 @@ def test_the_page_shows_the_numbers_and_the_choices(written):
     for row in told["layers"]:
         for share in list(row.values())[1:]:
             assert ("n/a" if share is None else f"{100 * share:.1f}") in page.text
+    assert [row["name"] for row in told["grounds"]] == ["foreground", "background"]
+    assert all(f"{4 * row['usage']:.2f}" in page.text for row in told["grounds"] + told["places"])
     seen = [row for row in told["classes"] if row["patches"]]
     assert len(seen) < 5 and all(f"{4 * row['usage']:.2f}" in page.text for row in seen)
     through = view_of(HOW)(numbers(CASES["svit"]), Drawn()[0]["image"])
@@ -291,15 +299,27 @@ def test_a_sheet_has_a_cell_per_choice():
     assert colours >= {tuple(rgb) for rgb in heat}
 
 
+def test_foreground_names_classes_of_the_data_set():
+    config = importlib.import_module("configs.svit_vitti_camvid").get_config()
+    listed = make_classes(["sky", "pole", "sign_symbol", "car", "pedestrian", "bicyclist"])
+    assert build.foreground(config, listed) == (1, 2, 3, 4, 5)
+    config.eval.foreground = ("sky", "bicylist")
+    with pytest.raises(UserError, match="names 'bicylist'.* nearest is 'bicyclist'"):
+        build.foreground(config, listed)
+
+
 def test_evaluation_writes_the_folder(tmp_path, capsys):
     config = importlib.import_module("configs.svit_vitti_camvid").get_config("smoke")
     config.update_from_flattened_dict({"eval.mode": "whole", "method.selection": "static"})
+    config.eval.foreground = ("star", "pole")
     source = build.make_source(config, "test")
     params, stats = draw(*shapes(build.segmenter_spec(config, len(source.classes))), 0)
     model_dir.save(str(tmp_path), params, stats, config, source.classes)
     importlib.import_module("eval").evaluate(config, str(tmp_path))
     told = json.loads((tmp_path / "usage" / "usage.json").read_text())
     assert told["images"] == len(source) and len(told["classes"]) == len(source.classes)
+    named = {row["name"]: row["patches"] for row in told["classes"]}
+    assert told["grounds"][0]["patches"] == named["star"] + named["pole"]
     assert "usage" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "usage").iterdir()}
     assert {"index.html", "usage.json"} < names and len(names) == 4

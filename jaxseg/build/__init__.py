@@ -4,7 +4,7 @@
 """
 
 from jaxseg.build.classify import class_eval_spec, classifier_spec
-from jaxseg.build.data import class_count, class_recipe, make_source, recipe
+from jaxseg.build.data import class_count, class_recipe, foreground, make_source, recipe
 from jaxseg.build.method import graded_sides, merge_decision, policy_spec, teacher
 from jaxseg.build.network import segmenter_spec
 from jaxseg.build.run import eval_spec, optim_spec, train_spec
@@ -15,6 +15,7 @@ __all__ = [
     "class_recipe",
     "classifier_spec",
     "eval_spec",
+    "foreground",
     "graded_sides",
     "make_source",
     "merge_decision",

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
+
 from jaxseg import flops
+from jaxseg.execute import Packing, step
 from jaxseg.models.atm import AtmSpec
 from jaxseg.models.classifier import ClassSpec
 from jaxseg.models.efficientnet import efficientnet_macs
 from jaxseg.models.mask_transformer import MaskSpec, mask_transformer_macs
+from jaxseg.models.network import network, shapes
 from jaxseg.models.policy import CELL, HIDDEN, PATCH, TRUNKS, OracleSpec, PolicySpec
 from jaxseg.models.segmenter import HeadSpec, SegmenterSpec
 from jaxseg.models.sparse import SparseSpec
@@ -33,6 +38,26 @@ def pruned_macs(
     if isinstance(spec, SparseSpec):
         return _sparse_macs(spec, size, alive, heads)
     return _macs(replace(spec, heads=heads), size, alive)
+
+
+def fixed_tokens(spec: SparseSpec, size: tuple[int, int]) -> list[int]:
+    """Slots of an image of ``size`` in each stage, as its program packs them.
+
+    For a spec with ``fixed_counts``: nothing is run, shapes tell.
+    """
+    params, stats = shapes(spec)
+
+    def stages(params, stats, image):
+        model = network(spec).bind(params, stats)
+        carry = model.begin(image)
+        found = [carry.x]
+        for number in range(model.stages - 1):
+            carry = step(model, Packing(), number, carry)
+            found.append(carry.x)
+        return found
+
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    return [x.shape[1] for x in jax.eval_shape(stages, params, stats, image)]
 
 
 def gmacs_of(

@@ -96,6 +96,7 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     classes = source.classes
     spec = build.segmenter_spec(config, len(classes))
     given = arrays_for(stored, config, spec)
+    foreground = build.foreground(config, classes)
 
     # ---- predict --------------------------------------------------------------------------------
     # Where tokens leave or are shared, the same weights are run densely too, in turn.
@@ -173,7 +174,8 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
         exits.write_pictures(out / "exits", view, arrays, samples, result, classes)
     if isinstance(spec, SparseSpec) and asks:
         view = UsageView(network(spec), how)
-        usage_page.write(out / "usage", title, view, arrays, source, result.samples)
+        folder = out / "usage"
+        usage_page.write(folder, title, view, arrays, source, result.samples, foreground)
     print(f"wrote {out}/results.json, confusion.png, report.html")
     return results
 

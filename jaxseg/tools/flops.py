@@ -6,10 +6,11 @@ The last line is one JSON object with both conventions of the field (see `jaxseg
 policy (config.task=policy) with its one total. Needs no data: a folder data set that is not there
 is counted with --classes.
 
-Counted are all heads on all tokens. Where CTS merges, as many tokens are left of every image:
-those, the policy and the heads that inference runs, with nobody leaving at exits, which is how its
-figures are published. Whom dCTS merges, exits let go and methods choose depends on the image:
-eval.py counts that, here all tokens count, with dCTS's policy beside them.
+Counted are all heads on all tokens. Where as many tokens of every image go on, those count, and the
+heads that inference runs: EViT, Evo-ViT, DynamicViT, SViT with method.selection=static; and CTS,
+with its policy and nobody leaving at exits, which is how its figures are published. Whom dCTS
+merges, exits let go, ATS samples and SViT's gates pass depends on the image: eval.py counts that,
+here all tokens count, with dCTS's policy beside them.
 """
 
 import json
@@ -19,7 +20,7 @@ from absl import flags
 from jaxseg import build, cli, tasks
 from jaxseg.flops import ModelMacs
 from jaxseg.methods.cts import Share
-from jaxseg.models.macs import dense_macs, policy_macs, pruned_macs
+from jaxseg.models.macs import dense_macs, fixed_tokens, policy_macs, pruned_macs
 from jaxseg.models.policy import PolicySpec
 from jaxseg.models.segmenter import SegmenterSpec
 from jaxseg.models.sparse import SparseSpec
@@ -30,6 +31,8 @@ FLAGS = flags.FLAGS
 def counted(spec: SegmenterSpec, size: tuple[int, int]) -> ModelMacs:
     """What can be said without an image; ``size``: (height, width)."""
     decide = spec.merge.decide if spec.merge else None
+    if isinstance(spec, SparseSpec) and spec.fixed_counts:
+        return pruned_macs(spec, size, fixed_tokens(spec, size))
     if isinstance(spec, SparseSpec) or not isinstance(decide, Share):
         return dense_macs(spec, size)
     left = decide.left(spec.vit.grid) + spec.vit.class_token
