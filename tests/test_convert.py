@@ -394,6 +394,28 @@ def test_another_class_count_keeps_the_fresh_classifier(tmp_path):
     assert all(name in note for name in fresh)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_of_another_number_of_heads_the_last_one_starts_the_last(tmp_path, count):
+    def of(count):
+        taps = (*range(count - 1), 3)
+        heads = tuple(HeadSpec((tap,), AtmSpec(5, 8, 2, 1)) for tap in taps)
+        spec = SegmenterSpec(dataclasses.replace(VIT, depth=4), heads)
+        return spec, *draw(*shapes(spec), seed=3)
+
+    _, params, _ = of(3)
+    path = str(tmp_path / "weights.safetensors")
+    save_weights(path, {n: v + float(1 + n.startswith("heads.2.")) for n, v in params.items()}, {})
+    spec, fresh, stats = of(count)
+    started, _, note = start_from(path, spec, fresh, stats)
+    for name, value in started.items():
+        auxiliary = name.startswith("heads.") and not name.startswith(f"heads.{count - 1}.")
+        last = name.replace(f"heads.{count - 1}.", "heads.2.")
+        more = 0 if auxiliary else 1 + last.startswith("heads.2.")
+        expected = fresh[name] if auxiliary else params[last] + more
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+    assert ("fresh: heads.0." in note) == (count > 1)
+
+
 def test_another_grid_is_resized(tmp_path):
     path, arrays = saved(tmp_path, grid=(6, 5))
     started, _, _ = start_from(path, *segmenter())
