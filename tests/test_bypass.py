@@ -93,6 +93,33 @@ def test_training_forward_gives_finite_losses_and_gradients_to_all(name):
             assert abs(grad).max() > 0, parameter
 
 
+@pytest.mark.parametrize("name", ["evit", "evit, remove", "evovit"])
+def test_training_packs_where_counts_are_known_and_nothing_else_changes(name):
+    spec = CASES[name]
+    depends = type("Depends", (type(spec.method),), {"fixed_counts": False})
+    masked = dataclasses.replace(spec, method=depends(**vars(spec.method)))
+    labels = np.random.default_rng(0).integers(0, 5, (3, 20, 28), np.uint8)
+    rows = {True: [], False: []}
+
+    def gradients(spec):
+        def loss(params, stats):
+            model = network(spec).bind(params, stats)
+            halves = model._halves
+            model._halves = lambda carry, *given: (
+                rows[spec.fixed_counts].append(carry.x.shape[1]) or halves(carry, *given)
+            )
+            terms = model.losses(images(3), labels, key=jax.random.key(0))
+            return sum(term.value() for term in terms.values())
+
+        return jax.jit(jax.value_and_grad(loss))(*network(spec).split(numbers(spec)))
+
+    (ours, packed), (reference, hidden) = gradients(spec), gradients(masked)
+    assert max(rows[True][1:]) <= rows[True][0] and rows[True][-1] < 0.6 * rows[False][-1]
+    assert float(ours) == pytest.approx(float(reference), rel=1e-5)
+    for parameter, gradient in hidden.items():
+        np.testing.assert_allclose(packed[parameter], gradient, 1e-3, 1e-6, err_msg=parameter)
+
+
 def test_everybody_chosen_is_dense():
     everybody = {"layers": (2, 4), "keep": (1.0, 1.0)}
     for method in (

@@ -212,7 +212,7 @@ class SparseSegmenter(Segmenter):
     def __call__(
         self, images: Float[Array, "B H W 3"], *, key: Key[Array, ""] | None = None
     ) -> list:
-        """The logits of every head on the grid (masked)."""
+        """The logits of every head on the grid."""
         return self._forward(images, key)[0]
 
     def losses(
@@ -260,7 +260,9 @@ class SparseSegmenter(Segmenter):
                     carry, begin, cuts[number], taps, block_keys, cut_keys[number]
                 )
                 choices.append(choice)
-                carry = Masked().pick(carry, choice)
+                # As many of each image, and no gradient of the choice to pass on: less work packed.
+                known = choice.weight is None and choice.count is not None
+                carry = (Packing() if known else Masked()).pick(carry, choice)
             else:
                 carry = self._run(carry, begin, position, taps, block_keys)
                 carry = replace(carry, canvas=canvases.get(number))
