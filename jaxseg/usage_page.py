@@ -66,9 +66,9 @@ def write(
 ) -> None:
     """index.html, usage.json, and NAME.png of every sample; figures are those of all images.
 
-    ``foreground``: train ids, see `jaxseg.usage.figures`.
     Where the evaluation goes by windows, both are of three samples alone: windows share one
     program, whole images of many sizes do not. Writes nothing if then there is none.
+    ``foreground``: train ids, see `jaxseg.usage.figures`.
     """
     whole = view.how.mode == "whole"
     samples = samples if whole else samples[:3]

@@ -1,12 +1,10 @@
 """Images and labels of a split, and the training transforms."""
 
-import difflib
-
 from ml_collections import ConfigDict
 
 from jaxseg.build.checks import one_of, two_sides
 from jaxseg.data.class_transforms import ClassRecipe
-from jaxseg.data.classes import Classes, Source
+from jaxseg.data.classes import Classes, Source, nearest
 from jaxseg.data.transforms import Recipe
 from jaxseg.errors import UserError
 
@@ -61,10 +59,9 @@ def foreground(config: ConfigDict, classes: Classes) -> tuple[int, ...]:
     named = tuple(config.eval.foreground)
     for name in named:
         if name not in classes.names:
-            near = difflib.get_close_matches(name, classes.names, n=1, cutoff=0.0)
             raise UserError(
                 f"config.eval.foreground names '{name}', which is no class of the data set; "
-                f"nearest is '{near[0]}'"
+                f"nearest is '{nearest(name, classes.names)}'; () tells nothing apart"
             )
     return tuple(map(classes.names.index, named))
 

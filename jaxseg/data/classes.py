@@ -1,7 +1,8 @@
 """What every data source shares: the classes and the label value that is ignored."""
 
 import colorsys
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from unicodedata import category
@@ -49,6 +50,11 @@ def is_name(text: str) -> bool:
     """
     strange = ("Cc", "Cs", "Zl", "Zp")
     return 0 < len(text) <= LONGEST_NAME and not any(category(c) in strange for c in text)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Of ``names``, of which there is one at least, what somebody who wrote ``name`` may mean."""
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
 
 
 def generated_palette(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -7,7 +7,6 @@ The layout under ``root`` is::
     classes.txt             index<TAB>name[<TAB>r,g,b], tabs or spaces
 """
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxseg.data.classes import IGNORE, Classes, generated_palette, is_name
+from jaxseg.data.classes import IGNORE, Classes, generated_palette, is_name, nearest
 from jaxseg.data.images import read_pair
 from jaxseg.errors import UserError
 
@@ -131,9 +130,9 @@ def _read_classes(path: Path, ignore: tuple[str, ...]) -> tuple[Classes, np.ndar
     names, colours = _parse_classes(path)
     for name in ignore:
         if name not in names.values():
-            near = difflib.get_close_matches(name, names.values(), n=1, cutoff=0.0)
+            near = nearest(name, names.values())
             raise UserError(
-                f"config.data.ignore names '{name}', which is not in {path}; nearest is '{near[0]}'"
+                f"config.data.ignore names '{name}', which is not in {path}; nearest is '{near}'"
             )
     kept = [i for i in sorted(names) if i != IGNORE and names[i] not in ignore]
     if not kept:

@@ -4,7 +4,7 @@ A method is what stands behind `config.method.name` (which tokens leave, or skip
 `config.method.merge` (which patches share a token), made by `jaxseg.build`. An exit maps
 `jaxseg.fates.Grades` to a `jaxseg.fates.Plan`, once per head after which tokens leave; a merge maps
 window scores by side to accepted windows by side. Those that look before or inside blocks are a
-`jaxseg.models.sparse.Method`: cuts, gates, and a decision, `jaxseg.bypass.Look` to
+`jaxseg.models.method.Method`: cuts, gates, and a decision, `jaxseg.bypass.Look` to
 `jaxseg.bypass.Choice`; their fields are those of `config.method` with the same name.
 """
 

@@ -10,13 +10,12 @@ combine without knowing of each other. An exit is one more cut, at which nothing
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from jaxseg.bypass import (
@@ -38,41 +37,10 @@ from jaxseg.models.distillation import distilled, teacher, teacher_arrays
 from jaxseg.models.gates import Chooser, fingerprint
 from jaxseg.models.heads import Logits
 from jaxseg.models.layers import subkeys
+from jaxseg.models.method import Method
 from jaxseg.models.network import Arrays
 from jaxseg.models.segmenter import Segmenter, SegmenterSpec, on_grid
 from jaxseg.tokens import Carry, Rows
-
-
-class Method(Protocol):
-    """What `jaxseg.methods` offers for such a model: frozen, a file per paper.
-
-    cuts: where it decides, in rising order. preserve: who is not chosen keeps its features for the
-    heads, else reads as zero. listens: it asks for the class attention of the last block before a
-    cut. fixed_counts: `Choice.count` is always given. fuses: `Choice.fused`, too.
-    distil: weight of what a dense teacher says.
-    """
-
-    cuts: tuple[Cut, ...]
-    preserve: bool
-    listens: bool
-    needs_class_token: bool
-    fixed_counts: bool
-    fuses: bool
-    distil: float
-
-    def gates(self, width: int) -> list[nnx.Module]:
-        """Its parameters, one module per cut, or none."""
-
-    def choose(self, gates: Sequence[nnx.Module], look: Look) -> Choice:
-        """The decision at a cut."""
-
-    def terms(self, choices: list[Choice], prefix: int, batch_axis: str | None) -> dict[str, Term]:
-        """Its losses, from what has been chosen in training."""
-
-    def macs(
-        self, width: int, patches: int, before: Sequence[float], after: Sequence[float]
-    ) -> float:
-        """Of the decisions themselves; tokens that were worked on before and after each cut."""
 
 
 class Stop(NamedTuple):

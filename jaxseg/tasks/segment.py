@@ -96,7 +96,7 @@ def evaluate(config, stored: StoredModel, source: Source, out: pathlib.Path) -> 
     classes = source.classes
     spec = build.segmenter_spec(config, len(classes))
     given = arrays_for(stored, config, spec)
-    foreground = build.foreground(config, classes)
+    foreground = build.foreground(config, classes) if isinstance(spec, SparseSpec) else ()
 
     # ---- predict --------------------------------------------------------------------------------
     # Where tokens leave or are shared, the same weights are run densely too, in turn.
